@@ -1,0 +1,45 @@
+"""cliplab: a laboratory for retrieval research with CLIP.
+
+Words, one per concept, everywhere (config key = class = file = metric prefix): reference (query image), text (caption or
+modification), query (what is asked), target (what is to be found), gallery (what is ranked), composer (reference + text ->
+query), image encoder and text encoder (the towers), benchmark (queries, gallery, truth), protocol (how it is measured),
+run (one training with its folder), sweep (many runs), table.
+
+Shapes: B batch, L tokens, N patches, W width, D embedding, Q queries, G gallery. Scores are named by axes: scores_qg.
+Recalls are in percent. Importing cliplab imports nothing heavy: the names below are loaded when they are used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "CLIP": "cliplab.models.clip",
+    "CLIPTextCfg": "cliplab.models.clip",
+    "CLIPVisionCfg": "cliplab.models.clip",
+    "ComposedRetriever": "cliplab.models.composed",
+    "Composer": "cliplab.models.composers.composer",
+    "Benchmark": "cliplab.benchmark",
+    "Protocol": "cliplab.benchmark",
+    "RetrievalDataModule": "cliplab.data.datamodule",
+    "FashionIQDataModule": "cliplab.data.datamodule",
+    "KarpathyDataModule": "cliplab.data.datamodule",
+    "RetrievalModule": "cliplab.training.module",
+    "RetrievalMetric": "cliplab.evaluation.metrics",
+    "rank_positives": "cliplab.evaluation.ranking",
+    "info_nce": "cliplab.losses.info_nce",
+    "Tokenizer": "cliplab.tokenizer",
+    "UserError": "cliplab.errors",
+    "load_config": "cliplab.config",
+}
+__all__ = sorted(_NAMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'cliplab' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_NAMES]

@@ -1,0 +1,136 @@
+"""Benchmark and Protocol: who asks, among what, what counts. Plain data; nothing here knows a model.
+
+Protocols are rows of one table. Definitions and the code they were read from: README, "Protocols".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from cliplab.registry import check_part
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Gallery = Literal["original_split", "val_split", "all"]
+CaptionJoin = Literal[
+    "and_cap",
+    "both_orders_mean",
+    "star_reversed",
+    "and_precaption",
+    "comma_and",
+    "both_orders_separate",
+    "each_caption",
+    "category_it",
+]
+TrainJoin = Literal["random4_cap", "and_precaption", "both_orders_separate", "each_caption", "category_it", "random1"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that has to be fixed before a retrieval number means anything."""
+
+    name: str = "custom"
+    gallery: Gallery = "original_split"  # all images of the split | references and targets of its captions | all categories
+    exclude_reference: bool = False  # drop the query's own reference image from its ranking
+    caption_join: CaptionJoin = "and_cap"  # how the captions of a record become query text at evaluation
+    train_join: TrainJoin = "random4_cap"  # the same in training
+    query_unit: Literal["record", "order", "caption"] = "record"  # one query per record | caption order | caption
+    prompt: str = "{}"  # around the joined caption
+    ties: Literal["pessimistic", "optimistic", "mean"] = "pessimistic"  # rank of a target among equal scores
+    missing_images: Literal["error", "report"] = "error"  # stop | leave out, count and write down
+    recall_at: tuple[int, ...] = (10, 50)
+    hit: Literal["single_target", "any_positive"] = "single_target"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain builtins, for results.json."""
+        return {**asdict(self), "recall_at": list(self.recall_at)}
+
+
+_AND_CAP = Protocol()
+_PSEUDO_WORD = replace(_AND_CAP, caption_join="both_orders_mean", prompt="a photo of $ that {}")
+_CAPTIONS = Protocol(
+    caption_join="each_caption",
+    train_join="random1",
+    query_unit="caption",
+    hit="any_positive",
+    recall_at=(1, 5, 10),
+)
+
+PROTOCOLS: dict[str, Protocol] = {
+    "clip4cir": _AND_CAP,
+    "bi_blip4cir": _AND_CAP,
+    "candidate_reranking": _AND_CAP,
+    "sprc": _AND_CAP,
+    "searle": _PSEUDO_WORD,
+    "lincir": _PSEUDO_WORD,
+    "pic2word": replace(_AND_CAP, caption_join="star_reversed"),
+    "bge_vl": replace(_AND_CAP, caption_join="comma_and"),
+    "covr": replace(_AND_CAP, exclude_reference=True, caption_join="and_precaption", train_join="and_precaption"),
+    "artemis": replace(
+        _AND_CAP,
+        exclude_reference=True,
+        caption_join="both_orders_separate",
+        train_join="both_orders_separate",
+        query_unit="order",
+    ),
+    "val": replace(
+        _AND_CAP,
+        gallery="val_split",
+        exclude_reference=True,
+        caption_join="each_caption",
+        train_join="each_caption",
+        query_unit="caption",
+        recall_at=(1, 10, 50),
+    ),
+    "composeae": replace(_AND_CAP, gallery="all", caption_join="category_it", train_join="category_it"),
+    "clip_benchmark": _CAPTIONS,
+}
+
+
+def make_protocol(part: Mapping[str, Any]) -> Protocol:
+    """`{name: clip4cir, gallery: val_split}` -> the named protocol with fields changed; its name then says which.
+
+    Raises UserError for an unknown name, field or value, each with the closest match.
+    """
+    check_part("protocol", dict.fromkeys(PROTOCOLS, Protocol), part)
+    name = part["name"]
+    base = replace(PROTOCOLS[name], name=name)
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in part.items() if key != "name"}
+    differing = {key: value for key, value in changes.items() if getattr(base, key) != value}
+    if not differing:
+        return base
+    shown = ", ".join(f"{key}={value}" for key, value in sorted(differing.items()))
+    return replace(base, **differing, name=f"{name} ({shown})")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Queries, a gallery and the truth between them.
+
+    Ids are rows: `row_id` of `queries`, `target_id` and `reference_id` of `gallery`. A query that is asked in several
+    wordings is several rows with one `query_id`; the evaluation averages their unit embeddings and ranks once.
+    """
+
+    name: str  # prefix of its metrics: dress, t2i
+    protocol: Protocol
+    queries: Dataset  # columns query_id, reference_id (-1 = none in the gallery), image (path or None), text (str or None)
+    gallery: Dataset  # columns id, image (path or None), text (str or None)
+    positives: list[list[int]]  # by query_id: rows of the gallery that are hits
+    query_names: list[str]  # by query_id: what to print
+    transpose: Benchmark | None = None  # the same embeddings asked the other way round (t2i -> i2t)
+    excluded: Mapping[str, int] = field(default_factory=dict)  # what a `report` policy left out, counted
+
+    @property
+    def directions(self) -> tuple[Benchmark, ...]:
+        """This benchmark and, if there is one, its transpose."""
+        return (self,) if self.transpose is None else (self, self.transpose)
+
+    def references(self) -> list[int]:
+        """By query_id: the gallery row of the query's reference image, -1 where there is none."""
+        rows = [-1] * len(self.positives)
+        for query_id, reference_id in zip(self.queries["query_id"], self.queries["reference_id"], strict=True):
+            rows[query_id] = reference_id
+        return rows

@@ -1,0 +1,216 @@
+"""Config -> data set, model, data module, module, trainer: the only file that knows all parts.
+
+Heavy packages are imported where they are used: `check` must tell about a wrong name or a missing file before seconds
+go into importing lightning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from cliplab.benchmark import make_protocol
+from cliplab.config import Config
+from cliplab.data import DATASETS
+from cliplab.data.images import Preprocess
+from cliplab.errors import UserError
+from cliplab.losses import LOSS_INPUTS, LOSSES
+from cliplab.models.composed import PARTS, ComposedRetriever
+from cliplab.models.composers import COMPOSERS
+from cliplab.registry import build_part, check_part, closest, lookup
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from cliplab.benchmark import Protocol
+    from cliplab.data.datamodule import RetrievalDataModule
+    from cliplab.data.dataset import RetrievalDataset
+    from cliplab.run import RunDirectory
+    from cliplab.training.module import RetrievalModule
+
+log = logging.getLogger(__name__)
+COMPOSER_INPUTS = ("embed_dim",)  # given by the model, no option
+
+
+def check(config: Config, train: bool = True) -> RetrievalDataset:
+    """Names, options, files: everything that can be wrong before a weight is loaded. Returns the checked data set."""
+    if config.model.composer is not None:
+        check_part("composer", COMPOSERS, config.model.composer, COMPOSER_INPUTS)
+    check_part("loss", LOSSES, config.loss, LOSS_INPUTS)
+    for part in config.model.freeze:
+        if part not in PARTS:
+            raise UserError(f"model.freeze: unknown part '{part}': {closest(part, PARTS)}")
+    if config.data.batch_size < 1 or config.data.eval_batch_size < 1 or config.data.num_workers < 0:
+        raise UserError("data.batch_size and data.eval_batch_size must be at least 1, data.num_workers at least 0")
+    dataset_class = lookup("data set (data.name)", DATASETS, config.data.name)
+    if config.model.composer is None and dataset_class.default_protocol != "clip_benchmark":
+        raise UserError(f"data.name={config.data.name} asks composed queries: set model.composer.name ({', '.join(COMPOSERS)})")
+    protocol = build_protocol(config)
+    dataset = dataset_class(config.data.root, config.data.images, config.data.categories)
+    dataset.prepare()
+    splits = ("train", "val", dataset.test_split) if train else (dataset.test_split,)
+    dataset.check(protocol, splits)
+    if train:
+        _check_monitor(config, [b for split in dataset.benchmarks(protocol, "val") for b in split.directions], protocol)
+    if config.model.weights is not None:
+        from cliplab.models.checkpoints.open_clip import check_weights
+
+        check_weights(config.model.arch, config.model.weights)
+    return dataset
+
+
+def build_protocol(config: Config) -> Protocol:
+    """The protocol of the config, or the data set's own; fields may be changed. Raises UserError."""
+    dataset_class = lookup("data set (data.name)", DATASETS, config.data.name)
+    part = {"name": dataset_class.default_protocol, **(config.data.protocol or {})}
+    protocol = make_protocol(part)
+    if part["name"] not in dataset_class.protocols:
+        known = ", ".join(dataset_class.protocols)
+        raise UserError(f"protocol '{part['name']}' is none of data.name={config.data.name}: there is: {known}")
+    return protocol
+
+
+def build_model(config: Config) -> tuple[ComposedRetriever, Preprocess]:
+    """Towers with their weights, composer, and the preprocessing that belongs to the weights."""
+    from cliplab.models.architectures import read_architecture
+    from cliplab.models.checkpoints.open_clip import load_strictly, read_weights
+    from cliplab.models.clip import CLIP
+
+    architecture = read_architecture(config.model.arch)
+    weights = read_weights(config.model.arch, config.model.weights) if config.model.weights else None
+    if weights is not None and weights.quick_gelu is not None:
+        architecture["quick_gelu"] = weights.quick_gelu  # the activation belongs to the weights
+    try:
+        clip = CLIP(**architecture)
+    except TypeError as error:
+        raise UserError(f"model.arch={config.model.arch} has towers that cliplab can't build: {error}") from error
+    if weights is not None:
+        load_strictly(clip, weights.state_dict, weights.source)
+    else:
+        log.info("model.weights is null: the towers start from random weights")
+    size = architecture["vision_cfg"].get("image_size", 224)
+    preprocess = Preprocess(size=size, **(weights.preprocess if weights else {}))
+    composer = config.model.composer and build_part("composer", COMPOSERS, config.model.composer, embed_dim=clip.embed_dim)
+    scale = config.model.fixed_scale
+    if scale is not None and not 0 < scale <= 100:
+        raise UserError(f"model.fixed_scale must be in (0, 100], got {scale}")
+    model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, scale)
+    model.freeze(config.model.freeze)
+    return model, preprocess
+
+
+def build_datamodule(config: Config, dataset: RetrievalDataset, model: ComposedRetriever, preprocess: Preprocess) -> RetrievalDataModule:
+    """The loaders of a checked data set."""
+    from cliplab.data.datamodule import RetrievalDataModule
+    from cliplab.tokenizer import Tokenizer
+
+    if dataset.stand_ins:
+        from cliplab.report import STAND_IN_NOTICE
+
+        log.warning("%s", STAND_IN_NOTICE)
+    data = config.data
+    return RetrievalDataModule(
+        dataset,
+        build_protocol(config),
+        preprocess,
+        Tokenizer(model.clip.text_tower.context_length),
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        num_workers=data.num_workers,
+        seed=config.seed,
+        pad=data.pad,
+        crop_scale=data.crop_scale,
+        flip=data.flip,
+    )
+
+
+def build_module(config: Config, model: ComposedRetriever, preprocess: Preprocess) -> RetrievalModule:
+    """Model, loss and optimiser settings as one LightningModule; its hyper-parameters rebuild it from a lone file."""
+    from cliplab.training.module import RetrievalModule
+
+    options = {key: value for key, value in config.loss.items() if key != "name"}
+    loss = partial(LOSSES[config.loss["name"]], **options)
+    hparams = {"config": asdict(config), "preprocess": asdict(preprocess)}
+    return RetrievalModule(model, loss, config.optim, config.seed, hparams)
+
+
+def build_trainer(config: Config, run: RunDirectory) -> L.Trainer:
+    """The Trainer of a training run."""
+    from lightning.pytorch import callbacks
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from cliplab.training.callbacks import RetrievalPictures
+    from cliplab.training.loggers import continued_csv_logger
+
+    trainer = config.trainer
+    folder = run.path / "checkpoints"
+    used: list[Any] = [
+        callbacks.ModelCheckpoint(
+            folder, "best", monitor=trainer.monitor, mode="max", enable_version_counter=False, save_on_train_epoch_end=False
+        ),
+        callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
+        callbacks.LearningRateMonitor("step"),
+        callbacks.RichProgressBar(leave=True),
+        RetrievalPictures(run.path / "pictures"),
+    ]
+    if trainer.early_stopping_patience is not None:
+        used.append(callbacks.EarlyStopping(trainer.monitor, patience=trainer.early_stopping_patience, mode="max"))
+    loggers = [
+        TensorBoardLogger(str(run.path), name="", version="tensorboard"),
+        continued_csv_logger(run.path, resumed=run.resume_from is not None),
+    ]
+    limits = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
+    return _trainer(config, run, callbacks=used, logger=loggers, **limits)
+
+
+def build_evaluator(config: Config, run: RunDirectory) -> L.Trainer:
+    """A Trainer that only tests: no logger, no checkpoints."""
+    from lightning.pytorch import callbacks
+
+    from cliplab.training.callbacks import RetrievalPictures
+
+    used = [callbacks.RichProgressBar(leave=True), RetrievalPictures(run.path / "pictures")]
+    return _trainer(config, run, callbacks=used, logger=False, enable_checkpointing=False)
+
+
+def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
+    import lightning as L
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    trainer = config.trainer
+    try:
+        return L.Trainer(
+            accelerator=trainer.accelerator,
+            devices=trainer.devices,
+            strategy=trainer.strategy,
+            precision=trainer.precision,  # type: ignore[arg-type]
+            gradient_clip_val=trainer.gradient_clip_val,
+            check_val_every_n_epoch=trainer.check_val_every_n_epoch,
+            log_every_n_steps=trainer.log_every_n_steps,
+            default_root_dir=run.path,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the data module's own samplers know about epochs and repeated rows
+            enable_model_summary=False,
+            **arguments,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer: {error}") from error
+
+
+def _check_monitor(config: Config, benchmarks: list[Any], protocol: Protocol) -> None:
+    kinds = [f"R@{k}" for k in protocol.recall_at]
+    names = [f"val/{benchmark.name}/{kind}" for benchmark in benchmarks for kind in kinds]
+    names += [f"val/mean/{kind}" for kind in kinds]
+    names += ["val/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) else []
+    if config.trainer.monitor not in names:
+        raise UserError(f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}")
+
+
+def with_model_of(config: Config, model: dict[str, Any]) -> Config:
+    """The config with the model section of a checkpoint."""
+    from cliplab.config import ModelConfig
+
+    return dataclasses.replace(config, model=ModelConfig(**model))

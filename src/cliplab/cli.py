@@ -1,0 +1,60 @@
+"""What the entry scripts share: two flags and key=value, and user errors as exit code 2."""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cliplab.errors import UserError, message_of
+
+EXIT_USER_ERROR = 2
+
+
+def parse(description: str, flags: Sequence[str], arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse `--config FILE --checkpoint PATH key=value ...`; `--help` lists the configs."""
+    configs = "\n".join(f"  {path}  {headline(path)}" for path in sorted(Path("configs").glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=f"configs:\n{configs or '  none in ./configs'}\n\nAll keys with their defaults: src/cliplab/config.py",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    meanings = {"config": "YAML file of a run", "checkpoint": "run directory (its best checkpoint) or a .ckpt file"}
+    for flag in flags:
+        parser.add_argument(f"--{flag}", metavar="FILE" if flag == "config" else "PATH", help=meanings[flag])
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 seed=1 debug=true")
+    return parser.parse_intermixed_args(list(arguments))
+
+
+def headline(path: Path) -> str:
+    """What a config is: the first line of its header comment."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("# ").strip()
+
+
+def run_script(main: Callable[[Sequence[str]], None]) -> None:
+    """Run an entry script; only UserError becomes exit code 2 with its message, and no traceback unless debug=true."""
+    _set_up_logging()
+    arguments = sys.argv[1:]
+    try:
+        main(arguments)
+    except UserError as error:
+        if "debug=true" in [argument.lower() for argument in arguments]:
+            raise
+        sys.stderr.write(f"error: {message_of(error)}\n")
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _set_up_logging() -> None:
+    """Our own messages as they are; of Lightning's only warnings, without those about its own internals."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("cliplab")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*LeafSpec.*", ".*Experiment logs directory.*", ".*does not have many workers.*"):
+        warnings.filterwarnings("ignore", message=message)

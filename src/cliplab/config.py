@@ -1,0 +1,238 @@
+"""Every option of a run: typed defaults <- one YAML file <- key=value.
+
+A YAML states only what differs from the defaults below. A named part (composer, loss, protocol) is a flat mapping
+`{name: ..., option: value}` or, without options, just its name. Naming a part starts it afresh: options of the part that
+stood there before are dropped.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cliplab.errors import UserError
+
+PART = {"part": True}
+Part = dict[str, Any]
+
+
+def _part(name: str) -> Any:
+    return field(default_factory=lambda: {"name": name}, metadata=PART)
+
+
+@dataclass
+class ModelConfig:
+    """The towers and the composer."""
+
+    arch: str = "ViT-B-32"  # an architecture of open_clip or of cliplab (ViT-tiny-8-64), or a JSON file in that form
+    weights: str | None = None  # open_clip tag (openai, laion2b_s34b_b79k), a .safetensors or state-dict file; null = random
+    composer: Part | None = field(default=None, metadata=PART)  # null: a dual encoder, no composed queries
+    freeze: list[str] = field(default_factory=list)  # of image_encoder, text_encoder, composer, temperature
+    fixed_scale: float | None = None  # scale of the cosine logits; null = learned, clamped to 100 (CLIP4Cir: 100)
+
+
+@dataclass
+class DataConfig:
+    """The data set, its protocol and the loaders."""
+
+    name: str = "wardrobe"  # fashioniq, wardrobe, wardrobe_captions, karpathy, flickr8k
+    root: str = "data/wardrobe"  # folder of the annotations
+    images: str | None = None  # folder of the pictures; null = images/ below root
+    categories: list[str] | None = None  # train and evaluate on these only; null = all
+    protocol: Part | None = field(default=None, metadata=PART)  # clip4cir, searle, val, ...; null = the data set's own
+    batch_size: int = 128  # good values: 128 to 4096 for contrastive losses; per process
+    eval_batch_size: int = 256
+    num_workers: int = 1  # loader processes; 0 = none
+    pad: str = "none"  # none, square, target (pads to an aspect ratio of at most 1.25, CLIP4Cir)
+    crop_scale: float = 1.0  # smallest area share of a random resized crop in training; 1 = the evaluation crop
+    flip: bool = False  # random horizontal flip in training; wrong where captions say left or right
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with warm-up and a cosine or constant schedule."""
+
+    lr: float = 1e-4  # 1e-3 from scratch, 1e-5 to 1e-6 for pretrained towers
+    weight_decay: float = 0.01  # none for norms, biases, positional embeddings, temperature
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-6
+    warmup: float = 0.05  # share of all steps with linearly rising lr
+    schedule: str = "cosine"  # cosine, constant
+    lr_multipliers: dict[str, float] = field(default_factory=dict)  # per image_encoder, text_encoder, composer, temperature
+
+
+@dataclass
+class TrainerConfig:
+    """What goes to Lightning's Trainer, under its own names."""
+
+    max_epochs: int = 10
+    max_steps: int = -1  # stops earlier than max_epochs if reached; -1 = off
+    accelerator: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"  # bf16-mixed on hardware that has it; the loss is computed in fp32 anyway
+    gradient_clip_val: float | None = 1.0
+    check_val_every_n_epoch: int = 1
+    log_every_n_steps: int = 10
+    monitor: str = "val/mean/R@10"  # the best checkpoint is the one with the highest value
+    early_stopping_patience: int | None = None  # validations without improvement; null = off
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    name: str = ""  # folder below output_dir; empty = the YAML's file name
+    seed: int = 0
+    resume: str = "auto"  # auto: continue an interrupted run of the same config; never; or a checkpoint file
+    debug: bool = False  # true: show the traceback of a user error
+    output_dir: str = "runs"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: Part = _part("info_nce")
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key=value` overrides, check every key and type. Raises UserError."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no config file {path}; configs here: {_listing(path)}")
+    config = merge_config([(str(path), _read_yaml(path)), ("command line", read_overrides(overrides))])
+    config.name = config.name or path.stem
+    return config
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """`['optim.lr=1e-4', ...]` -> nested dict. Raises UserError for anything that is not key=value."""
+    for override in overrides:
+        if "=" not in override or override.startswith("-"):
+            raise UserError(f"'{override}' is not an override; write key=value, for example optim.lr=1e-4")
+    try:
+        return _plain(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"can't read the overrides {' '.join(overrides)}: {error}") from error
+
+
+def merge_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
+    """Merge (source, nested dict) layers over the defaults; later layers win. Raises UserError naming the source."""
+    merged: dict[str, Any] = {}
+    for source, layer in layers:
+        _check_keys(layer, Config, "", source)
+        merged = _merge(merged, layer, Config)
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(Config), _without_parts(merged, Config))
+        config = OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{' + '.join(s for s, layer in layers if layer)}: key '{error.full_key}': {reason}") from error
+    assert isinstance(config, Config)
+    _set_parts(config, merged)
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = OmegaConf.load(path)
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML: {error}") from error
+    plain = _plain(content)
+    if not isinstance(plain, dict):
+        raise UserError(f"{path} must hold a mapping of config keys, not a list")
+    return plain
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _listing(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    return ", ".join(str(file) for file in sorted(folder.glob("*.yaml"))) or f"none in {folder}"
+
+
+def _sections(schema: type) -> dict[str, Any]:
+    """Field name -> nested dataclass, PART, or None for a plain value."""
+    found: dict[str, Any] = {}
+    for item in fields(schema):
+        nested = item.type if isinstance(item.type, type) and is_dataclass(item.type) else None
+        found[item.name] = PART if item.metadata.get("part") else nested
+    return found
+
+
+def _all_keys(schema: type, prefix: str = "") -> list[str]:
+    keys = []
+    for name, nested in _sections(schema).items():
+        keys.append(prefix + name)
+        if nested is PART:
+            keys.append(f"{prefix}{name}.name")
+        elif nested:
+            keys += _all_keys(nested, f"{prefix}{name}.")
+    return keys
+
+
+def _check_keys(layer: Mapping[str, Any], schema: type, prefix: str, source: str) -> None:
+    sections = _sections(schema)
+    for key, value in layer.items():
+        if key not in sections:
+            near = difflib.get_close_matches(f"{prefix}{key}", _all_keys(Config), n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'?" if near else f"keys here: {', '.join(sections)}"
+            raise UserError(f"{source}: unknown key '{prefix}{key}': {hint}")
+        nested = sections[key]
+        if nested is PART:
+            if value is not None and not isinstance(value, str | dict):
+                raise UserError(f"{source}: key '{prefix}{key}' must be a name or a mapping {{name: ...}}, got {value!r}")
+        elif nested:
+            if not isinstance(value, dict):
+                raise UserError(f"{source}: key '{prefix}{key}' must be a mapping, got {value!r}")
+            _check_keys(value, nested, f"{prefix}{key}.", source)
+
+
+def _merge(base: dict[str, Any], layer: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    merged = dict(base)
+    sections = _sections(schema)
+    for key, value in layer.items():
+        nested = sections[key]
+        if nested is PART:
+            merged[key] = _merge_part(merged.get(key, _default_part(schema, key)), value)
+        elif nested:
+            merged[key] = _merge(merged.get(key, {}), value, nested)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _default_part(schema: type, key: str) -> Part | None:
+    return getattr(schema(), key)
+
+
+def _merge_part(old: Part | None, new: str | Part | None) -> Part | None:
+    if new is None or isinstance(new, str):
+        return {"name": new} if new else None
+    return dict(new) if "name" in new else {**(old or {}), **new}
+
+
+def _without_parts(layer: Mapping[str, Any], schema: type) -> dict[str, Any]:
+    """The plain values, for OmegaConf's type check; parts are checked against their constructors instead."""
+    plain: dict[str, Any] = {}
+    for key, value in layer.items():
+        nested = _sections(schema)[key]
+        if nested is not PART:
+            plain[key] = _without_parts(value, nested) if nested else value
+    return plain
+
+
+def _set_parts(section: Any, layer: Mapping[str, Any]) -> None:
+    for key, nested in _sections(type(section)).items():
+        if key not in layer:
+            continue
+        if nested is PART:
+            setattr(section, key, layer[key])
+        elif nested:
+            _set_parts(getattr(section, key), layer[key])

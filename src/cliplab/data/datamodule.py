@@ -1,0 +1,188 @@
+"""From a data set to batches in one vocabulary, the same for every data set and split.
+
+Batch: {query: {image?, text?}, target: {image? | text?}, row_id, query_id, target_id, reference_id}; images [B, 3, H, W]
+uint8, text [B, L] and ids [B] int64. Evaluation loaders give queries (no target) and gallery rows (no query).
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils import data
+from torch.utils.data import DataLoader, default_collate
+from torch.utils.data.distributed import DistributedSampler
+
+from cliplab.benchmark import Benchmark, Protocol, make_protocol
+from cliplab.data.dataset import RetrievalDataset
+from cliplab.data.fashioniq import FashionIQ
+from cliplab.data.images import ImageTransform, Preprocess, read_image
+from cliplab.data.karpathy import Karpathy
+from cliplab.errors import UserError
+from cliplab.tokenizer import Tokenizer
+
+Tokenize = Callable[[str], Tensor]
+
+
+class EpochSampler(DistributedSampler):
+    """Yields (row, epoch): what is drawn at random for a row depends on seed, epoch and row alone.
+
+    A resumed run so draws the captions and crops that the uninterrupted one would have drawn.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((row, self.epoch) for row in super().__iter__())
+
+
+class TrainRows(data.Dataset):
+    """The training table as samples in the batch vocabulary."""
+
+    def __init__(self, table: Dataset, transform: ImageTransform, tokenize: Tokenize, seed: int) -> None:
+        self.table, self.transform, self.tokenize, self.seed = table, transform, tokenize, seed
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        row_id, epoch = key
+        row = self.table[row_id]
+        generator = np.random.default_rng((self.seed, epoch, row_id))
+        text = row["texts"][generator.integers(len(row["texts"]))]
+        query: dict[str, Tensor] = {"text": self.tokenize(text)[0]}
+        if row["reference"] is not None:
+            query["image"] = self.transform(read_image(row["reference"]), generator)
+        target = {"image": self.transform(read_image(row["target"]), generator)}
+        ids = {"row_id": row_id, "query_id": row_id, "target_id": row["target_id"], "reference_id": row["reference_id"]}
+        return {"query": query, "target": target, **ids}
+
+
+class EvalRows(data.Dataset):
+    """The queries or the gallery of a benchmark as samples in the batch vocabulary."""
+
+    def __init__(self, table: Dataset, role: str, transform: ImageTransform, tokenize: Tokenize) -> None:
+        self.table, self.role, self.transform, self.tokenize = table, role, transform, tokenize
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, row_id: int) -> dict[str, Any]:
+        row = self.table[row_id]
+        inputs: dict[str, Tensor] = {}
+        if row["image"] is not None:
+            inputs["image"] = self.transform(read_image(row["image"]))
+        if row["text"] is not None:
+            inputs["text"] = self.tokenize(row["text"])[0]
+        if self.role == "query":
+            ids = {"query_id": row["query_id"], "reference_id": row["reference_id"]}
+        else:
+            ids = {"target_id": row_id}
+        return {self.role: inputs, "row_id": row_id, **ids}
+
+
+class RetrievalDataModule(L.LightningDataModule):
+    """Loaders over any data set: training samples, and per benchmark its queries and its gallery."""
+
+    def __init__(
+        self,
+        dataset: RetrievalDataset,
+        protocol: Protocol | None = None,
+        preprocess: Preprocess | None = None,
+        tokenize: Tokenize | None = None,
+        *,
+        batch_size: int = 128,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        pad: str = "none",
+        crop_scale: float = 1.0,
+        flip: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.protocol = protocol or make_protocol({"name": dataset.default_protocol})
+        self.tokenize = tokenize or Tokenizer()
+        self.transform = ImageTransform(preprocess or Preprocess(), pad, crop_scale, flip)
+        self.batch_size, self.eval_batch_size, self.num_workers, self.seed = batch_size, eval_batch_size, num_workers, seed
+        self._benchmarks: dict[str, list[Benchmark]] = {}
+
+    def prepare_data(self) -> None:
+        """Render what is rendered; runs on one process."""
+        self.dataset.prepare()
+
+    def benchmarks(self, split: str) -> list[Benchmark]:
+        """The benchmarks of a split under the protocol, built once."""
+        if split not in self._benchmarks:
+            self._benchmarks[split] = self.dataset.benchmarks(self.protocol, split)
+        return self._benchmarks[split]
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled by (seed, epoch); an incomplete last batch is dropped, as every process needs equal batches."""
+        rows = TrainRows(self.dataset.train_table(self.protocol), self.transform, self.tokenize, self.seed)
+        replicas, rank = self._processes()
+        if len(rows) < self.batch_size * replicas:
+            raise UserError(
+                f"{len(rows)} training samples are fewer than one batch ({self.batch_size} x {replicas} processes): "
+                "lower data.batch_size"
+            )
+        sampler = EpochSampler(rows, replicas, rank, shuffle=True, seed=self.seed, drop_last=True)
+        return self._loader(rows, self.batch_size, sampler, drop_last=True)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Two loaders per benchmark of the split `val`: queries, gallery."""
+        return self.eval_dataloaders("val")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """The same for the data set's test split (`val` where test targets are not public)."""
+        return self.eval_dataloaders(self.dataset.test_split)
+
+    def eval_dataloaders(self, split: str) -> list[DataLoader]:
+        """[queries, gallery] of each benchmark, in order."""
+        replicas, rank = self._processes()
+        loaders = []
+        for benchmark in self.benchmarks(split):
+            for role, table in (("query", benchmark.queries), ("target", benchmark.gallery)):
+                rows = EvalRows(table, role, self.transform, self.tokenize)
+                sampler = DistributedSampler(rows, replicas, rank, shuffle=False)  # repeats rows to even the processes
+                loaders.append(self._loader(rows, self.eval_batch_size, sampler))
+        return loaders
+
+    def _processes(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _loader(self, rows: data.Dataset, batch_size: int, sampler: DistributedSampler, drop_last: bool = False) -> DataLoader:
+        return DataLoader(
+            rows,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            drop_last=drop_last,
+            collate_fn=default_collate,
+            persistent_workers=drop_last and self.num_workers > 0,  # only the training loader outlives its epoch
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class FashionIQDataModule(RetrievalDataModule):
+    """FashionIQ behind the shared loaders; `loaders` are RetrievalDataModule's keyword arguments."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        images: str | Path | None = None,
+        categories: tuple[str, ...] | None = None,
+        protocol: str | dict[str, Any] = "clip4cir",
+        **loaders: Any,
+    ) -> None:
+        part = {"name": protocol} if isinstance(protocol, str) else protocol
+        super().__init__(FashionIQ(root, images, categories), make_protocol(part), **loaders)
+
+
+class KarpathyDataModule(RetrievalDataModule):
+    """Karpathy's JSON behind the shared loaders; base of COCO, Flickr30k and Flickr8k."""
+
+    def __init__(self, root: str | Path, images: str | Path | None = None, **loaders: Any) -> None:
+        super().__init__(Karpathy(root, images), **loaders)

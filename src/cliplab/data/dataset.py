@@ -1,0 +1,139 @@
+"""What every data set gives: training records, benchmarks, counts and a manifest. Annotations only; no pixels here."""
+
+import gzip
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from datasets import Dataset, Features, List, Value
+
+from cliplab.benchmark import Benchmark, Protocol
+from cliplab.data.images import ImageFolder
+from cliplab.errors import UserError
+
+STAND_IN_MARKER = "STAND_INS.txt"
+QUERY_FEATURES = Features(
+    {"query_id": Value("int64"), "reference_id": Value("int64"), "image": Value("string"), "text": Value("string")}
+)
+GALLERY_FEATURES = Features({"id": Value("string"), "image": Value("string"), "text": Value("string")})
+TRAIN_FEATURES = Features(
+    {
+        "reference": Value("string"),
+        "target": Value("string"),
+        "reference_id": Value("int64"),
+        "target_id": Value("int64"),
+        "texts": List(Value("string")),
+    }
+)
+
+
+class RetrievalDataset(ABC):
+    """Annotations on disk, read once. Subclasses: one file per data set.
+
+    A training table has the columns `reference` (image path or None), `target` (image path), `reference_id` (-1 = none),
+    `target_id` (rows of the data set's images) and `texts` (one is drawn at random each epoch).
+    """
+
+    benchmark_name: ClassVar[str]  # under which published numbers are looked up
+    default_protocol: ClassVar[str]
+    protocols: ClassVar[tuple[str, ...]]
+    test_split: ClassVar[str] = "val"  # the split that `test/...` metrics are measured on
+
+    def __init__(self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None) -> None:
+        self.root = Path(root)
+        self.image_root = Path(images) if images is not None else self.root / "images"
+        self.categories = self._chosen(categories)
+        self._folder: ImageFolder | None = None
+
+    @property
+    @abstractmethod
+    def all_categories(self) -> tuple[str, ...]:
+        """The parts of the data set that can be chosen."""
+
+    def prepare(self) -> None:  # noqa: B027 - most data sets have nothing to prepare
+        """Create what can be created (rendered data); nothing for downloaded data."""
+
+    @abstractmethod
+    def check(self, protocol: Protocol, splits: Iterable[str]) -> None:
+        """Raise UserError unless the annotations and images that `splits` need are there and well formed."""
+
+    @abstractmethod
+    def train_table(self, protocol: Protocol) -> Dataset:
+        """The training samples under the protocol's `train_join`."""
+
+    @abstractmethod
+    def benchmarks(self, protocol: Protocol, split: str) -> list[Benchmark]:
+        """The benchmarks of a split, one per category or direction."""
+
+    @abstractmethod
+    def counts(self) -> dict[str, Any]:
+        """Records, images, empty captions and what else a loader must reproduce; needs no pixels."""
+
+    @abstractmethod
+    def annotation_files(self) -> list[Path]:
+        """The annotation files that are there."""
+
+    @property
+    def folder(self) -> ImageFolder:
+        """The image folder, listed once."""
+        if self._folder is None:
+            self._folder = ImageFolder(self.image_root)
+        return self._folder
+
+    @property
+    def stand_ins(self) -> bool:
+        """Whether the pictures are stand-ins for photographs that can't be had (marked by a file in the folder)."""
+        return (self.image_root / STAND_IN_MARKER).is_file()
+
+    def manifest_hash(self) -> str:
+        """SHA-256 over the annotation files' bytes and the names and sizes of all images."""
+        digest = hashlib.sha256()
+        for path in self.annotation_files():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        for name, size in self.folder.sizes():
+            digest.update(f"{name}\0{size}\n".encode())
+        return digest.hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """What results.json says of the data."""
+        return {
+            "name": self.benchmark_name,
+            "categories": list(self.categories),
+            "counts": self.counts(),
+            "manifest_hash": self.manifest_hash(),
+            "stand_in_images": self.stand_ins,
+        }
+
+    def _chosen(self, categories: Iterable[str] | None) -> tuple[str, ...]:
+        if categories is None:
+            return self.all_categories
+        chosen = tuple(categories)
+        unknown = [name for name in chosen if name not in self.all_categories]
+        if unknown or not chosen:
+            raise UserError(f"data.categories: unknown {unknown}; there is: {', '.join(self.all_categories) or 'none'}")
+        return chosen
+
+
+def read_json(path: Path) -> Any:
+    """Parse a .json or .json.gz file. Raises UserError naming the file and the place."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return json.loads(raw)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    except (UnicodeDecodeError, OSError, EOFError) as error:
+        raise UserError(f"can't read {path}: {error}") from error
+
+
+def missing_images_error(missing: list[str], folder: Path) -> UserError:
+    """The error of the policy `error`: the first ten names and the count."""
+    shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+    return UserError(
+        f"{len(missing)} image(s) not found in {folder} (as .jpg, .jpeg or .png): {shown}. Add them, or set "
+        "data.protocol.missing_images=report to leave them out and have the counts written into results.json"
+    )

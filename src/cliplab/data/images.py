@@ -1,0 +1,138 @@
+"""From a file to a uint8 tensor [3, H, W]: find it, decode it, pad, resize, crop."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from cliplab.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class ImageFolder:
+    """Images by name (without extension) or by file name, in a folder and its direct sub-folders; listed once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._paths: dict[str, str] = {}
+        folders = [root] if root.is_dir() else []
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in sorted(entries, key=lambda item: item.name):
+                    if entry.name.lower().endswith(EXTENSIONS):
+                        self._paths.setdefault(Path(entry.name).stem, entry.path)
+                    elif entry.is_dir() and Path(entry.path).parent == root:
+                        folders.append(Path(entry.path))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._paths
+
+    def path(self, name: str) -> str:
+        """The file of an image. Raises UserError if there is none."""
+        try:
+            return self._paths[name]
+        except KeyError:
+            raise UserError(f"no image '{name}' in {self.root}") from None
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` without a file, sorted."""
+        return sorted({name for name in names if name not in self._paths})
+
+    def sizes(self) -> list[tuple[str, int]]:
+        """(name, bytes) of every image, sorted by name."""
+        return [(name, os.stat(path).st_size) for name, path in sorted(self._paths.items())]
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Decode to RGB: palette, RGBA, greyscale and CMYK files included. Raises UserError naming an unreadable file."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"no image file {path}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for broken files
+        raise UserError(f"can't read the image {path}: {error}. The file is damaged or no image: replace it") from error
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes the input of a model; size, mean and std belong to the weights."""
+
+    size: int = 224
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
+
+
+def target_pad(image: Image.Image, ratio: float = 1.25) -> Image.Image:
+    """CLIP4Cir's TargetPad: zero-pad the short side until long / short = `ratio`; unchanged when it is lower."""
+    width, height = image.size
+    if max(width, height) / min(width, height) < ratio:
+        return image
+    scaled = max(width, height) / ratio
+    horizontal, vertical = (max(int((scaled - side) / 2), 0) for side in (width, height))
+    return ImageOps.expand(image, (horizontal, vertical, horizontal, vertical), fill=0)
+
+
+class ImageTransform:
+    """PIL picture -> uint8 [3, size, size]: pad, resize with antialias, centre crop; in training a random crop."""
+
+    def __init__(self, preprocess: Preprocess, pad: str = "none", crop_scale: float = 1.0, flip: bool = False) -> None:
+        if pad not in ("none", "square", "target"):
+            raise UserError(f"data.pad must be none, square or target, got '{pad}'")
+        if not 0 < crop_scale <= 1:
+            raise UserError(f"data.crop_scale must be in (0, 1], got {crop_scale}")
+        self.preprocess, self.pad, self.crop_scale, self.flip = preprocess, pad, crop_scale, flip
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> Tensor:
+        """`generator` None = evaluation."""
+        if self.pad != "none":
+            image = target_pad(image, 1.25 if self.pad == "target" else 1.0)
+        if generator is not None and self.crop_scale < 1:
+            image = self._random_crop(image, generator)
+        else:
+            image = self._resize_and_crop(image)
+        if generator is not None and self.flip and generator.random() < 0.5:
+            image = ImageOps.mirror(image)
+        return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+
+    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
+        size, (width, height) = self.preprocess.size, image.size
+        resampling = _FILTERS[self.preprocess.interpolation]
+        if self.preprocess.resize_mode == "squash":
+            return image.resize((size, size), resampling)
+        if width <= height:
+            width, height = size, int(size * height / width)
+        else:
+            width, height = int(size * width / height), size
+        if (width, height) != image.size:
+            image = image.resize((width, height), resampling)
+        # torchvision's rule, half to even, as OpenAI and open_clip have it
+        left, top = int(round((width - size) / 2)), int(round((height - size) / 2))
+        return image.crop((left, top, left + size, top + size))
+
+    def _random_crop(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
+        width, height = image.size
+        area = width * height * generator.uniform(self.crop_scale, 1.0)
+        aspect = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
+        crop_width = min(width, max(1, round(np.sqrt(area * aspect))))
+        crop_height = min(height, max(1, round(np.sqrt(area / aspect))))
+        left = int(generator.integers(0, width - crop_width + 1))
+        top = int(generator.integers(0, height - crop_height + 1))
+        size = self.preprocess.size
+        box = (left, top, left + crop_width, top + crop_height)
+        return image.resize((size, size), _FILTERS[self.preprocess.interpolation], box=box)

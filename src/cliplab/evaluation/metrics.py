@@ -1,0 +1,101 @@
+"""Ranks -> recall, median rank, intervals. One torchmetrics metric; its state is 1-D ids and ranks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class RetrievalMetric(Metric):
+    """Collects (query id, rank, ties) on every process; a query that came twice counts once.
+
+    One metric and no collection of recalls: torchmetrics merges the states of metrics that agree on the first batch.
+    """
+
+    full_state_update = False
+    query_id: list[Tensor]
+    rank: list[Tensor]
+    ties: list[Tensor]
+
+    def __init__(self, recall_at: Sequence[int] = (1, 5, 10), tie_rule: str = "pessimistic") -> None:
+        super().__init__()
+        self.recall_at, self.tie_rule = tuple(recall_at), tie_rule
+        for state in ("query_id", "rank", "ties"):
+            self.add_state(state, default=[], dist_reduce_fx="cat")
+
+    def update(self, query_id: Tensor, rank: Tensor, ties: Tensor | None = None) -> None:
+        """Int64 ids [N], pessimistic ranks [N] (1 = best), numbers of ties [N]."""
+        self.query_id.append(query_id)
+        self.rank.append(rank)
+        self.ties.append(ties if ties is not None else torch.zeros_like(rank))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """As torchmetrics, but a process without rows sends empty int64 states and not empty floats."""
+        if not self.query_id:
+            self.update(*torch.empty(3, 0, dtype=torch.int64, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(query ids, pessimistic ranks, ties), unique and sorted by id."""
+        if not self.query_id:
+            empty = torch.empty(0, dtype=torch.int64)
+            return empty, empty, empty
+        ids, rank, ties = (dim_zero_cat(state) for state in (self.query_id, self.rank, self.ties))
+        unique, inverse = ids.unique(return_inverse=True)
+        first = torch.full_like(unique, len(ids)).scatter_reduce(
+            0, inverse, torch.arange(len(ids), device=ids.device), "amin"
+        )
+        return unique, rank[first], ties[first]
+
+    def compute(self) -> dict[str, Tensor]:
+        """R@k in percent, median and mean rank, and R@k under the optimistic tie rule where it differs."""
+        _, pessimistic, ties = self.table()
+        share = {"pessimistic": 0.0, "mean": 0.5, "optimistic": 1.0}[self.tie_rule]
+        rank = pessimistic.double() - share * ties
+        found = recalls(rank, self.recall_at) | {"median_rank": rank.quantile(0.5), "mean_rank": rank.mean()}
+        if self.tie_rule == "pessimistic" and bool((ties > 0).any()):
+            optimistic = recalls((pessimistic - ties).double(), self.recall_at)
+            found |= {f"{key}_optimistic": value for key, value in optimistic.items() if value != found[key]}
+        return found
+
+
+def recalls(rank: Tensor, recall_at: Sequence[int]) -> dict[str, Tensor]:
+    """Ranks [Q] -> `{"R@k": percent of queries with rank <= k}`."""
+    return {f"R@{k}": 100 * (rank <= k).double().mean() for k in recall_at}
+
+
+def with_mean(per_benchmark: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Flat `dress/R@10`, ... plus `mean/R@k`, the unweighted mean over benchmarks, and FashionIQ's `mean/Avg`.
+
+    Avg = (mean R@10 + mean R@50) / 2, where both are there.
+    """
+    flat = {f"{name}/{key}": value for name, metrics in per_benchmark.items() for key, value in metrics.items()}
+    keys = [key for key in next(iter(per_benchmark.values())) if key.startswith("R@") and not key.endswith("optimistic")]
+    for key in keys:
+        flat[f"mean/{key}"] = float(np.mean([metrics[key] for metrics in per_benchmark.values()]))
+    if {"R@10", "R@50"} <= set(keys):
+        flat["mean/Avg"] = (flat["mean/R@10"] + flat["mean/R@50"]) / 2
+    return flat
+
+
+def bootstrap_intervals(
+    ranks: Mapping[str, Tensor], recall_at: Sequence[int], seed: int = 0, samples: int = 10_000
+) -> dict[str, list[float]]:
+    """95 % percentile intervals of `name/R@k` and `mean/R@k` over resampled queries, in percent.
+
+    Resampling n queries with replacement makes the number of hits binomial with the observed rate: drawn directly.
+    """
+    generator = np.random.default_rng(seed)
+    intervals: dict[str, list[float]] = {}
+    for k in recall_at:
+        draws = []
+        for name, rank in ranks.items():
+            hits, count = int((rank <= k).sum()), len(rank)
+            draws.append(100 * generator.binomial(count, hits / count, samples) / count)
+            intervals[f"{name}/R@{k}"] = np.percentile(draws[-1], [2.5, 97.5]).round(4).tolist()
+        intervals[f"mean/R@{k}"] = np.percentile(np.mean(draws, axis=0), [2.5, 97.5]).round(4).tolist()
+    return intervals

@@ -1,0 +1,184 @@
+"""Run what was built: fit, test, write results.json, print the table."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from cliplab import build, report
+from cliplab.config import Config, merge_config, read_overrides
+from cliplab.data.dataset import RetrievalDataset
+from cliplab.data.images import Preprocess
+from cliplab.errors import UserError
+from cliplab.evaluation.evaluator import RankedBenchmark
+from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
+from cliplab.models.checkpoints.open_clip import load_strictly
+from cliplab.results import write_ranks, write_results
+from cliplab.run import RunDirectory, open_run
+from cliplab.training.module import RetrievalModule
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, dataset: RetrievalDataset) -> None:
+    """Train, test the best checkpoint, leave a complete run directory."""
+    started = time.perf_counter()
+    run = open_run(config)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    model, preprocess = build.build_model(config)
+    datamodule = build.build_datamodule(config, dataset, model, preprocess)
+    module = build.build_module(config, model, preprocess)
+    trainer = build.build_trainer(config, run)
+    if trainer.is_global_zero:
+        report.console().print(report.parts_table(model.part_parameters(), module.groups()))
+    seconds = {"set-up": time.perf_counter() - started}
+    with timed(seconds, "fit"):
+        trainer.fit(module, datamodule, ckpt_path=run.resume_from, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    selected = run.best if run.best.is_file() else run.last
+    load_checkpoint(module, selected)
+    with timed(seconds, "test"):
+        trainer.test(module, datamodule, verbose=False)
+    if trainer.is_global_zero:
+        selection = f"best {config.trainer.monitor}" if selected == run.best else "last weights"
+        finish(run, config, module, dataset, seconds, checkpoint=selected, selection=selection)
+
+
+def evaluate(config: Config, dataset: RetrievalDataset, checkpoint: Path | None, stored: dict[str, Any] | None) -> None:
+    """Test a checkpoint (or, without one, the weights of the config) and leave results.json, ranks and pictures."""
+    started = time.perf_counter()
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    if checkpoint is not None:
+        config.model.weights = None  # the checkpoint holds them
+    model, preprocess = build.build_model(config)
+    if stored is not None:
+        preprocess = Preprocess(**stored["hyper_parameters"]["preprocess"])
+    module = build.build_module(config, model, preprocess)
+    if stored is not None:
+        load_strictly(module, stored["state_dict"], str(checkpoint))
+    datamodule = build.build_datamodule(config, dataset, model, preprocess)
+    run = RunDirectory(evaluation_folder(config, datamodule.protocol.name, checkpoint))
+    trainer = build.build_evaluator(config, run)
+    seconds = {"set-up": time.perf_counter() - started}
+    with timed(seconds, "test"):
+        trainer.test(module, datamodule, verbose=False)
+    if trainer.is_global_zero:
+        run.path.mkdir(parents=True, exist_ok=True)
+        finish(run, config, module, dataset, seconds, checkpoint=checkpoint, selection="given")
+
+
+def config_of(checkpoint: Path | None, path: str | None, overrides: list[str]) -> tuple[Config, dict[str, Any] | None]:
+    """The config of an evaluation: of the checkpoint, or of a file with the checkpoint's model; overrides win."""
+    from cliplab.config import load_config
+
+    if checkpoint is None:
+        assert path is not None
+        return load_config(path, overrides), None
+    stored = read_checkpoint(checkpoint)
+    own = stored["hyper_parameters"]["config"]
+    if path is None:
+        layers = [(str(checkpoint), own), ("command line", read_overrides(overrides))]
+        return merge_config(layers), stored
+    config = load_config(path, overrides)
+    layers = [(str(checkpoint), own["model"]), ("command line", read_overrides(overrides).get("model", {}))]
+    model = merge_config([(source, {"model": layer}) for source, layer in layers]).model
+    config.model = model
+    return config, stored
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run, as plain builtins and tensors. Raises UserError for anything else."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch.load raises many kinds for a damaged or foreign file
+        raise UserError(f"can't read the checkpoint {path}: {type(error).__name__}: {error}") from error
+    if not isinstance(stored, dict) or "config" not in stored.get("hyper_parameters", {}):
+        raise UserError(f"{path} is no checkpoint of a run here; give plain weights as model.weights with --config")
+    return stored
+
+
+def load_checkpoint(module: RetrievalModule, path: Path) -> None:
+    """Put the weights of a run's checkpoint into its module."""
+    load_strictly(module, read_checkpoint(path)["state_dict"], str(path))
+
+
+def evaluation_folder(config: Config, protocol: str, checkpoint: Path | None) -> Path:
+    """runs/NAME/eval/DATA-PROTOCOL beside the checkpoint's run, or runs/NAME where there is none."""
+    if checkpoint is None:
+        return Path(config.output_dir) / config.name
+    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    safe = "".join(c if c.isalnum() or c in "-_=.," else "_" for c in f"{config.data.name}-{protocol}")
+    return run / "eval" / safe
+
+
+class timed:  # noqa: N801 - reads as a statement
+    """`with timed(seconds, "fit"):` adds the wall-clock seconds of the block."""
+
+    def __init__(self, seconds: dict[str, float], phase: str) -> None:
+        self.seconds, self.phase = seconds, phase
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self.seconds[self.phase] = time.perf_counter() - self.started
+
+
+def finish(
+    run: RunDirectory,
+    config: Config,
+    module: RetrievalModule,
+    dataset: RetrievalDataset,
+    seconds: dict[str, float],
+    **origin: Any,
+) -> None:
+    """Write ranks and results.json, print the table."""
+    own = module.outcome[""]
+    for name, ranked in own.items():
+        ranks = ranked.ranks_under_protocol().tolist()
+        write_ranks(run.path / "ranks" / f"{name}.csv", ranked.benchmark.query_names, ranks, ranked.ranks.ties.tolist())
+    content = results_of(config, module, dataset) | {
+        "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
+        "checkpoint": str(origin["checkpoint"]) if origin["checkpoint"] else None,
+        "selection": origin["selection"],
+    }
+    write_results(run.results, content)
+    console = report.console()
+    label = config.model.composer["name"] if config.model.composer else config.model.arch
+    console.print(report.results_table(content, label))
+    console.print(f"results: {run.results}   pictures: {run.path / 'pictures'}", style="dim", highlight=False)
+
+
+def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDataset) -> dict[str, Any]:
+    """The measured part of results.json."""
+    metrics = {label: _flat_metrics(ranked) for label, ranked in module.outcome.items()}
+    own = module.outcome[""]
+    protocol = next(iter(own.values())).benchmark.protocol
+    intervals = bootstrap_intervals({n: r.ranks_under_protocol() for n, r in own.items()}, protocol.recall_at, config.seed)
+    benchmarks = {
+        name: {
+            "queries": len(ranked.benchmark.positives),
+            "gallery": len(ranked.gallery),
+            "excluded": dict(ranked.benchmark.excluded),
+        }
+        for name, ranked in own.items()
+    }
+    return {
+        "metrics": metrics.pop(""),
+        "baselines": metrics,
+        "intervals": {f"test/{key}": value for key, value in intervals.items()},
+        "protocol": {**protocol.as_dict(), "split": dataset.test_split},
+        "config": asdict(config),
+        "data": {**dataset.summary(), "benchmarks": benchmarks},
+    }
+
+
+def _flat_metrics(ranked: dict[str, RankedBenchmark]) -> dict[str, float]:
+    return {f"test/{key}": value for key, value in with_mean({n: r.metrics for n, r in ranked.items()}).items()}

@@ -1,0 +1,116 @@
+"""CLIP + composer: both sides of every retrieval task as query against target."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from cliplab.models.clip import CLIP
+from cliplab.models.composers import Composer, ImageOnly, TextOnly
+from cliplab.models.composers.composer import unit
+
+PARTS = ("image_encoder", "text_encoder", "composer", "temperature")
+
+
+class ComposedRetriever(nn.Module):
+    """A dual encoder and, for composed queries, a composer.
+
+    A query with an image and a text goes through the composer; with one of them it is that tower's unit feature.
+    `fixed_scale` replaces the learned temperature (CLIP4Cir: 100).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        clip: CLIP,
+        composer: Composer | None,
+        mean: Iterable[float],
+        std: Iterable[float],
+        fixed_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.clip, self.composer = clip, composer
+        self.fixed_scale = fixed_scale
+        self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
+        self.baselines = {"image_only": ImageOnly(), "text_only": TextOnly()} if composer is not None else {}
+        self._frozen: list[nn.Module] = []
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Uint8 images [B, 3, H, W] -> (x / 255 - mean) / std in the precision of the weights."""
+        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def encode_query(self, query: Mapping[str, Tensor]) -> Tensor:
+        """`{image? [B, 3, H, W], text? [B, L]}` -> unit queries [B, D], or [B, P, D] of a composer that scores."""
+        return self.encode_queries(query, {"": self.composer})[""]
+
+    def encode_queries(
+        self, query: Mapping[str, Tensor], composers: Mapping[str, Composer | None]
+    ) -> dict[str, Tensor]:
+        """One query per composer from a single pass through the towers."""
+        if len(query) == 1:
+            feature = self.encode_target(query)
+            return dict.fromkeys(composers, feature)
+        images = self.normalize(query["image"])
+        wanted = {name for composer in composers.values() if composer for name in composer.inputs}
+        extra: dict[str, object] = {}
+        if "image_tokens" in wanted:
+            extra["image_tokens"] = self.clip.visual.tokens(images)
+            reference = self.clip.visual.pool(extra["image_tokens"])
+        else:
+            reference = self.clip.encode_image(images)
+        if "text_tower" in wanted:
+            extra |= {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
+        text = self.clip.encode_text(query["text"])
+        assert None not in composers.values(), "a query of image and text needs a composer"
+        return {name: composer.compose(reference, text, **extra) for name, composer in composers.items() if composer}
+
+    def encode_target(self, target: Mapping[str, Tensor]) -> Tensor:
+        """`{image}` or `{text}` -> unit features [B, D]."""
+        if "image" in target:
+            return unit(self.clip.encode_image(self.normalize(target["image"])))
+        return unit(self.clip.encode_text(target["text"]))
+
+    def score(self, query: Tensor, gallery: Tensor) -> Tensor:
+        """Queries, unit gallery [G, D] -> scores_qg [Q, G]: the composer's own, or cosine."""
+        if self.composer is not None and query.dim() == 3:
+            return self.composer.score(query, gallery)
+        return query @ gallery.T
+
+    @property
+    def scale(self) -> Tensor:
+        """exp(logit_scale) [] or the fixed scale, which scores are multiplied by in training."""
+        if self.fixed_scale is not None:
+            return self.clip.logit_scale.new_tensor(self.fixed_scale)
+        return self.clip.logit_scale.exp()
+
+    def part_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters of each of PARTS; every parameter belongs to exactly one."""
+        parts = {
+            "image_encoder": list(self.clip.visual.parameters()),
+            "text_encoder": self.clip.text_tower.text_parameters(),
+            "composer": list(self.composer.parameters()) if self.composer is not None else [],
+            "temperature": [self.clip.logit_scale],
+        }
+        counted = sum(len(parameters) for parameters in parts.values())
+        assert counted == len(list(self.parameters())), "a parameter belongs to no part or to two"
+        return parts
+
+    def freeze(self, parts: Iterable[str]) -> None:
+        """Stop the gradients of `parts`; their modules stay in evaluation mode. A fixed scale freezes the temperature."""
+        frozen = {*parts, "temperature"} if self.fixed_scale is not None else set(parts)
+        for part in frozen:
+            for parameter in self.part_parameters()[part]:
+                parameter.requires_grad_(False)
+        modules = {"image_encoder": self.clip.visual, "composer": self.composer}
+        self._frozen = [module for part, module in modules.items() if part in frozen and module is not None]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "ComposedRetriever":
+        """Frozen parts keep evaluating: no dropout, no new BatchNorm statistics."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self

@@ -1,0 +1,43 @@
+"""CLIP4Cir's Combiner (Baldrati et al., CVPR 2022, TOMM 2023)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cliplab.models.composers.composer import Composer, unit
+
+
+class Combiner(Composer):
+    """A learned mixture of the two features plus a learned residual.
+
+    t' = Drop(ReLU(Wt t)), i' = Drop(ReLU(Wi i)), c = [t'; i']
+    v = Wo Drop(ReLU(Wc c)), l = sigmoid(W2 Drop(ReLU(W1 c)))
+    q = n(v + l t + (1 - l) i), with t and i un-normalised.
+
+    The paper has projection_dim = 4 D and hidden_dim = 8 D; those are the defaults.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        projection_dim: int | None = None,
+        hidden_dim: int | None = None,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        projection, hidden = projection_dim or 4 * embed_dim, hidden_dim or 8 * embed_dim
+        self.text_projection = nn.Sequential(nn.Linear(embed_dim, projection), nn.ReLU(), nn.Dropout(dropout))
+        self.image_projection = nn.Sequential(nn.Linear(embed_dim, projection), nn.ReLU(), nn.Dropout(dropout))
+        self.residual = nn.Sequential(
+            nn.Linear(2 * projection, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, embed_dim)
+        )
+        self.mixture = nn.Sequential(
+            nn.Linear(2 * projection, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 1), nn.Sigmoid()
+        )
+
+    def compose(self, reference: Tensor, text: Tensor, **extra: Any) -> Tensor:
+        """[B, D], [B, D] -> [B, D]."""
+        combined = torch.cat([self.text_projection(text), self.image_projection(reference)], dim=-1)
+        share = self.mixture(combined)  # [B, 1]
+        return unit(self.residual(combined) + share * text + (1 - share) * reference)

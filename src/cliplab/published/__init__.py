@@ -1,0 +1,68 @@
+"""Published numbers as data: what others printed, with its source, our confidence in it, and its protocol.
+
+One YAML file per benchmark lies beside this module; its header explains the fields. A published number may be shown
+beside ours only where `matching_rows` returns it, and then with the names of the protocol fields that are unknown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+FIELDS = ("gallery", "exclude_reference", "caption_join", "query_unit", "ties", "missing_images")
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One published result in percent. `protocol` holds FIELDS (None = unknown) and `label`, the source's grouping."""
+
+    benchmark: str
+    split: str
+    method: str
+    backbone: str
+    metrics: dict[str, float]
+    protocol: dict[str, object]
+    source: str
+    confidence: str
+    year: int | None = None
+    printed_average: dict[str, float] | None = None
+    note: str | None = None
+
+
+def load_published(benchmark: str) -> list[PublishedRow]:
+    """Return the published rows of a benchmark in file order; a benchmark that has no file has no rows."""
+    return list(_read(benchmark))
+
+
+def differing_fields(row: PublishedRow, protocol: Mapping[str, object]) -> tuple[str, ...]:
+    """Name the fields whose published value is known and is not ours."""
+    return tuple(name for name in FIELDS if row.protocol[name] is not None and row.protocol[name] != protocol.get(name))
+
+
+def matching_rows(benchmark: str, protocol: Mapping[str, object]) -> list[tuple[PublishedRow, tuple[str, ...]]]:
+    """Return the rows whose known fields (at least one) all equal ours, each with the names of its unknown fields.
+
+    A field that is None in `protocol` does not apply to us and is not reported as unknown. The split of a row is not
+    a protocol field: compare `row.split` as well.
+    """
+    return [
+        (row, _unknown_fields(row, protocol))
+        for row in _read(benchmark)
+        if any(row.protocol[name] is not None for name in FIELDS) and not differing_fields(row, protocol)
+    ]
+
+
+def _unknown_fields(row: PublishedRow, protocol: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(name for name in FIELDS if row.protocol[name] is None and protocol.get(name) is not None)
+
+
+@cache
+def _read(benchmark: str) -> tuple[PublishedRow, ...]:
+    # Imported here, because this module is imported where no published number is asked for.
+    import yaml
+
+    file = files(__name__).joinpath(f"{benchmark}.yaml")
+    if not file.is_file():
+        return ()
+    rows = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return tuple(PublishedRow(**row | {"protocol": dict.fromkeys(FIELDS) | row["protocol"]}) for row in rows)

@@ -1,0 +1,113 @@
+"""What a person reads in the terminal: what trains, and the table at the end."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cliplab.published import matching_rows
+from cliplab.training.optim import ParameterGroup
+
+STAND_IN_NOTICE = (
+    "The pictures are STAND-INS, not the photographs the annotations describe: this run shows that the pipeline works; "
+    "its recalls say nothing about retrieval quality and are not comparable with any published number."
+)
+
+
+def console() -> Console:
+    """Standard output; wide enough for a table where it is no terminal."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=120)
+
+
+def parts_table(parts: Mapping[str, Sequence[Any]], groups: Sequence[ParameterGroup]) -> Table:
+    """What trains, at which learning rate, and what is frozen."""
+    table = Table(title="parameters")
+    for column in ("part", "parameters", "trainable", "lr", "decayed"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part, parameters in parts.items():
+        if not parameters:
+            continue
+        own = [group for group in groups if group.part == part]
+        trained = sum(p.numel() for group in own for p in group.parameters)
+        decayed = sum(p.numel() for group in own if group.weight_decay for p in group.parameters)
+        lr = f"{own[0].lr:g}" if own else "frozen"
+        table.add_row(part, f"{sum(p.numel() for p in parameters):,}", f"{trained:,}", lr, f"{decayed:,}")
+    return table
+
+
+def results_table(results: Mapping[str, Any], name: str) -> Table:
+    """One row per way of composing and per published row under the same protocol; one column per cell.
+
+    Cells of our own run carry the 95 % bootstrap interval over queries.
+    """
+    protocol, data = results["protocol"], results["data"]
+    table = Table(title=_title(data["name"], protocol, data), caption=_caption(results), caption_justify="left")
+    columns = _columns(results["metrics"], protocol)
+    for column in ("", *(key.removeprefix("test/") for key in columns)):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row(name, *(_cell(results["metrics"], results["intervals"], key) for key in columns), style="bold")
+    for label, metrics in results["baselines"].items():
+        table.add_row(label, *(_cell(metrics, {}, key) for key in columns))
+    if not data["stand_in_images"]:
+        _add_published(table, columns, data["name"], protocol)
+    return table
+
+
+def _columns(metrics: Mapping[str, float], protocol: Mapping[str, Any]) -> list[str]:
+    """R@k per benchmark and the mean; without the columns of a mean over a single benchmark."""
+    kinds = [f"R@{k}" for k in protocol["recall_at"]]
+    keys = [key for key in metrics if key.split("/")[-1] in (*kinds, "Avg")]
+    names = {key.split("/")[1] for key in keys} - {"mean"}
+    return keys if len(names) > 1 else [key for key in keys if "/mean/" not in key]
+
+
+def _cell(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]], key: str) -> str:
+    if key not in metrics:
+        return ""
+    low_high = intervals.get(key)
+    return f"{metrics[key]:.2f}" + (f"\n{low_high[0]:.1f}-{low_high[1]:.1f}" if low_high else "")
+
+
+def _title(benchmark: str, protocol: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    stand_in = " | STAND-IN PICTURES" if data["stand_in_images"] else ""
+    return f"{benchmark}, split {protocol['split']}, protocol {protocol['name']} (recall in %){stand_in}"
+
+
+def _caption(results: Mapping[str, Any]) -> str:
+    protocol = results["protocol"]
+    kept = "reference excluded" if protocol["exclude_reference"] else "reference kept"
+    sizes = ", ".join(f"{k} {v['queries']}/{v['gallery']}" for k, v in results["data"]["benchmarks"].items())
+    lines = [
+        f"gallery {protocol['gallery']}, {kept}, captions {protocol['caption_join']} ({protocol['query_unit']}), "
+        f"ties {protocol['ties']}; queries/gallery: {sizes}; second line of a cell: 95 % bootstrap interval"
+    ]
+    left_out = {k: v["excluded"] for k, v in results["data"]["benchmarks"].items() if any(v["excluded"].values())}
+    if left_out:
+        lines.append(f"left out: {left_out}")
+    if results["data"]["stand_in_images"]:
+        lines.append(STAND_IN_NOTICE)
+    return "\n".join(lines)
+
+
+def _add_published(table: Table, columns: list[str], benchmark: str, protocol: Mapping[str, Any]) -> None:
+    rows = [(row, unknown) for row, unknown in matching_rows(benchmark, protocol) if row.split == protocol["split"]]
+    for row, unknown in rows:
+        metrics = {f"test/{key}": value for key, value in row.metrics.items()}
+        metrics |= _published_means(row.metrics)
+        note = f"published{', ' + str(row.year) if row.year else ''}, {row.confidence}"
+        note += f"; unknown: {', '.join(unknown)}" if unknown else ""
+        table.add_row(f"{row.method} [{row.backbone}]\n  ({note})".replace("[", r"\["), *(_cell(metrics, {}, k) for k in columns), style="dim")
+
+
+def _published_means(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Averages are computed from the cells: printed ones disagree with their own cells in several papers."""
+    means: dict[str, float] = {}
+    for kind in ("R@10", "R@50"):
+        cells = [value for key, value in metrics.items() if key.endswith(f"/{kind}")]
+        if len(cells) == 3:
+            means[f"test/mean/{kind}"] = sum(cells) / 3
+    if len(means) == 2:
+        means["test/mean/Avg"] = sum(means.values()) / 2
+    return means

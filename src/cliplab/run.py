@@ -1,0 +1,109 @@
+"""A run directory: config.yaml, results.json, checkpoints/, metrics.csv, ranks/, pictures/, TensorBoard events.
+
+Nothing is lost: a run that must start afresh where another one stands moves that one aside under the time it was last
+written.
+"""
+
+import logging
+import os
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cliplab.config import Config
+from cliplab.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Keys that may change when a run is continued: they say how and how long, not what.
+_FREE_KEYS = {"resume", "debug", "output_dir", "trainer.max_epochs", "trainer.max_steps", "data.num_workers"}
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where a run lives and which checkpoint it continues from (None = from the start)."""
+
+    path: Path
+    resume_from: Path | None = None
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the highest monitored metric."""
+        return self.path / "checkpoints" / "best.ckpt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last whole epoch."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def results(self) -> Path:
+        """Written last: a run without it was interrupted."""
+        return self.path / "results.json"
+
+
+def open_run(config: Config) -> RunDirectory:
+    """Apply `resume` and leave a directory with config.yaml. Raises UserError for a checkpoint that is not there."""
+    run = RunDirectory(Path(config.output_dir) / config.name)
+    leader = os.environ.get("LOCAL_RANK", "0") == "0"  # further processes follow what the first one decided
+    if config.resume not in ("auto", "never"):
+        checkpoint = Path(config.resume)
+        if not checkpoint.is_file():
+            raise UserError(f"resume={config.resume}: no such checkpoint file; or use resume=auto or resume=never")
+        run = RunDirectory(run.path, checkpoint)
+    elif config.resume == "auto" and run.last.is_file() and not run.results.is_file():
+        changed = _changed_keys(run.path / "config.yaml", config)
+        if not changed:
+            run = RunDirectory(run.path, run.last)
+            log.info("continuing the interrupted run %s from its last epoch", run.path)
+        else:
+            log.info("not continuing %s: its config differs in %s", run.path, ", ".join(changed))
+    if leader:
+        if run.resume_from is None:
+            _move_aside(run)
+        run.path.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(asdict(config)), run.path / "config.yaml")
+    return run
+
+
+def _changed_keys(stored: Path, config: Config) -> list[str]:
+    if not stored.is_file():
+        return ["everything (no config.yaml)"]
+    old, new = _flat(OmegaConf.to_container(OmegaConf.load(stored))), _flat(asdict(config))
+    return sorted(k for k in old.keys() | new.keys() if k not in _FREE_KEYS and old.get(k) != new.get(k))
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {prefix[:-1]: node}
+    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
+
+
+def _move_aside(run: RunDirectory) -> None:
+    if not run.path.is_dir() or not any(run.path.iterdir()):
+        return
+    written = max(path.stat().st_mtime for path in run.path.rglob("*"))
+    stamp = datetime.fromtimestamp(written).strftime("%Y-%m-%d_%H-%M-%S")
+    aside = run.path.with_name(f"{run.path.name}.{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = run.path.with_name(f"{run.path.name}.{stamp}.{number}")
+    run.path.rename(aside)
+    log.info("the earlier run %s was moved to %s", run.path, aside)
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """A run directory -> its best checkpoint (else its last); a file -> itself. Raises UserError."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    run = RunDirectory(path)
+    for checkpoint in (run.best, run.last):
+        if checkpoint.is_file():
+            return checkpoint
+    runs = ", ".join(str(p.parents[1]) for p in sorted(path.parent.glob("*/checkpoints/*.ckpt"))) or "none"
+    raise UserError(f"{path} is neither a checkpoint nor a run directory with checkpoints/; runs beside it: {runs}")

@@ -1,0 +1,122 @@
+"""The one LightningModule: query versus target, whatever the data set, the towers and the composer."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from cliplab.benchmark import Benchmark
+from cliplab.config import OptimConfig
+from cliplab.evaluation.evaluator import Evaluator, RankedBenchmark
+from cliplab.evaluation.metrics import with_mean
+from cliplab.evaluation.ranking import CosineScorer, JointScorer, Scorer
+from cliplab.models.composed import ComposedRetriever
+from cliplab.training.optim import ParameterGroup, adamw, parameter_groups, warmup_then
+
+Outcome = dict[str, dict[str, RankedBenchmark]]  # way of composing ("" = the model's own) -> benchmark -> outcome
+
+
+class RetrievalModule(L.LightningModule):
+    """Trains with a loss of (query, target, scale, score); evaluates the benchmarks of its data module.
+
+    `hparams` are plain builtins that a lone checkpoint file is rebuilt from; they are stored, not read.
+    """
+
+    def __init__(
+        self, model: ComposedRetriever, loss: Callable[..., Tensor], optim: OptimConfig, seed: int, hparams: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.model, self.loss, self.optim, self.seed = model, loss, optim, seed
+        self.save_hyperparameters(hparams)
+        self.evaluators: list[Evaluator] = []
+        self.outcome: Outcome = {}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Batch in the vocabulary of data/datamodule.py -> scalar loss."""
+        query, target = self.model.encode_query(batch["query"]), self.model.encode_target(batch["target"])
+        loss = self.loss(query, target, self.model.scale, self.model.score)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.global_step}; {self._not_finite()}")
+        size = len(target)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=self.trainer.world_size > 1)
+        self.log("train/scale", self.model.scale, batch_size=size)
+        return loss
+
+    def _not_finite(self) -> str:
+        names = [name for name, parameter in self.named_parameters() if not torch.isfinite(parameter).all()]
+        return f"parameters that are not finite: {names[:5] or 'none'}; lower optim.lr or use trainer.precision=32-true"
+
+    def on_train_epoch_start(self) -> None:
+        """Each epoch draws from a seed of its own, so that a resumed run repeats the uninterrupted one."""
+        torch.manual_seed((self.seed + 1) * 100_003 + self.current_epoch * self.trainer.world_size + self.global_rank)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Clamp the scale to [1, 100] after every step (Radford et al., 2021)."""
+        with torch.no_grad():
+            self.model.clip.logit_scale.clamp_(0, math.log(100))
+
+    def groups(self) -> list[ParameterGroup]:
+        """The optimiser's groups; what is in none is frozen."""
+        optim, parts = self.optim, self.model.part_parameters()
+        return parameter_groups(self.model, parts, optim.lr, optim.weight_decay, optim.lr_multipliers)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and its schedule per step."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        factor = warmup_then(self.optim.schedule, self.optim.warmup, steps)
+        optimizer, scheduler = adamw(self.groups(), self.optim.betas, self.optim.eps, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def start_evaluation(self, benchmarks: list[Benchmark], baselines: bool) -> None:
+        """One evaluator per benchmark; with `baselines` the composers image_only and text_only are ranked as well."""
+        composer = self.model.composer
+        own: Scorer = JointScorer(composer) if composer is not None and composer.output == "score" else CosineScorer()
+        scorers = {"": own} | ({name: CosineScorer() for name in self.model.baselines} if baselines else {})
+        self.evaluators = [Evaluator(benchmark, scorers) for benchmark in benchmarks]
+
+    def evaluation_step(self, batch: dict[str, Any], dataloader_idx: int) -> None:
+        """A batch of queries (even loaders) or of gallery rows (odd ones)."""
+        evaluator = self.evaluators[dataloader_idx // 2]
+        if "query" in batch:
+            composers = {"": self.model.composer, **self.model.baselines}
+            wanted = {label: composers[label] for label in evaluator.scorers}
+            evaluator.add_queries(batch["row_id"], self.model.encode_queries(batch["query"], wanted))
+        else:
+            evaluator.add_gallery(batch["row_id"], self.model.encode_target(batch["target"]))
+
+    def finish_evaluation(self) -> dict[str, float]:
+        """Rank; the outcome stays in `outcome` for pictures and results. Returns the model's own metrics."""
+        self.outcome = {}
+        for evaluator in self.evaluators:
+            for label, ranked in evaluator.finish().items():
+                self.outcome.setdefault(label, {}).update(ranked)
+        self.evaluators = []
+        return with_mean({name: ranked.metrics for name, ranked in self.outcome[""].items()})
+
+    def on_validation_epoch_start(self) -> None:
+        """Benchmarks of the split `val`."""
+        self.start_evaluation(self.trainer.datamodule.benchmarks("val"), baselines=False)  # type: ignore[attr-defined]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed."""
+        self.evaluation_step(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Rank and log `val/...`."""
+        self.log_dict({f"val/{key}": value for key, value in self.finish_evaluation().items()})
+
+    def on_test_epoch_start(self) -> None:
+        """Benchmarks of the data set's test split, baselines included."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.start_evaluation(datamodule.benchmarks(datamodule.dataset.test_split), baselines=True)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed."""
+        self.evaluation_step(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Rank and log `test/...`."""
+        self.log_dict({f"test/{key}": value for key, value in self.finish_evaluation().items()})

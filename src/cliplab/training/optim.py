@@ -1,0 +1,85 @@
+"""AdamW with parameter groups, warm-up and cosine."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from cliplab.errors import UserError
+from cliplab.registry import closest
+
+NO_DECAY_NAMES = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "logit_scale", "logit_bias")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """The trainable parameters of one part that share a learning rate and a weight decay."""
+
+    part: str
+    lr: float
+    weight_decay: float
+    parameters: list[nn.Parameter]
+
+    def as_group(self) -> dict[str, Any]:
+        """For torch.optim."""
+        name = self.part if self.weight_decay else f"{self.part}/no_decay"
+        return {"params": self.parameters, "lr": self.lr, "weight_decay": self.weight_decay, "name": name}
+
+
+def parameter_groups(
+    model: nn.Module,
+    parts: Mapping[str, Sequence[nn.Parameter]],
+    lr: float,
+    weight_decay: float,
+    multipliers: Mapping[str, float],
+) -> list[ParameterGroup]:
+    """Per part one group with decay and one without (norms, biases, embeddings of position and class, temperature)."""
+    for part in multipliers:
+        if part not in parts:
+            raise UserError(f"optim.lr_multipliers: unknown part '{part}': {closest(part, parts)}")
+    undecayed = {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.ndim < 2 or name.rsplit(".", 1)[-1] in NO_DECAY_NAMES
+    }
+    groups = []
+    for part, parameters in parts.items():
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        decayed = [parameter for parameter in trainable if id(parameter) not in undecayed]
+        kept = [parameter for parameter in trainable if id(parameter) in undecayed]
+        part_lr = lr * multipliers.get(part, 1.0)
+        groups += [ParameterGroup(part, part_lr, decay, g) for decay, g in ((weight_decay, decayed), (0.0, kept)) if g]
+    if not groups:
+        raise UserError("nothing to train: every part with parameters is frozen (model.freeze) or has none")
+    return groups
+
+
+def warmup_then(schedule: str, warmup: float, total_steps: int) -> Callable[[int], float]:
+    """Step -> factor on the learning rate: linear from 1/n to 1 over the share `warmup`, then cosine to 0 or constant."""
+    if schedule not in ("cosine", "constant"):
+        raise UserError(f"optim.schedule must be cosine or constant, got '{schedule}'")
+    if not 0 <= warmup < 1:
+        raise UserError(f"optim.warmup is a share of all steps in [0, 1), got {warmup}")
+    warmup_steps = int(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if schedule == "constant":
+            return 1.0
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor
+
+
+def adamw(
+    groups: Sequence[ParameterGroup], betas: Sequence[float], eps: float, factor: Callable[[int], float]
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """The optimiser and its schedule per step."""
+    optimizer = torch.optim.AdamW([group.as_group() for group in groups], betas=(betas[0], betas[1]), eps=eps)
+    return optimizer, LambdaLR(optimizer, factor)
