@@ -1,4 +1,4 @@
-"""Train, test the best checkpoint and write results.json: python train.py --config configs/quickstart.yaml [key=value]"""
+"""Train, test the best checkpoint, write results.json: python train.py --config configs/quickstart.yaml [key=value]"""
 
 from collections.abc import Sequence
 

@@ -1,9 +1,9 @@
 """cliplab: a laboratory for retrieval research with CLIP.
 
-Words, one per concept, everywhere (config key = class = file = metric prefix): reference (query image), text (caption or
-modification), query (what is asked), target (what is to be found), gallery (what is ranked), composer (reference + text ->
-query), image encoder and text encoder (the towers), benchmark (queries, gallery, truth), protocol (how it is measured),
-run (one training with its folder), sweep (many runs), table.
+Words, one per concept, everywhere (config key = class = file = metric prefix): reference (query image), text (caption
+or modification), query (what is asked), target (what is to be found), gallery (what is ranked), composer (reference +
+text -> query), image encoder and text encoder (the towers), benchmark (queries, gallery, truth), protocol (how it is
+measured), run (one training with its folder), sweep (many runs), table.
 
 Shapes: B batch, L tokens, N patches, W width, D embedding, Q queries, G gallery. Scores are named by axes: scores_qg.
 Recalls are in percent. Importing cliplab imports nothing heavy: the names below are loaded when they are used.
@@ -31,7 +31,7 @@ _NAMES = {
     "UserError": "cliplab.errors",
     "load_config": "cliplab.config",
 }
-__all__ = sorted(_NAMES)
+__all__ = list(_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
 
 

@@ -33,7 +33,9 @@ class Protocol:
     """Everything that has to be fixed before a retrieval number means anything."""
 
     name: str = "custom"
-    gallery: Gallery = "original_split"  # all images of the split | references and targets of its captions | all categories
+    gallery: Gallery = (
+        "original_split"  # all images of the split | references and targets of its captions | all categories
+    )
     exclude_reference: bool = False  # drop the query's own reference image from its ranking
     caption_join: CaptionJoin = "and_cap"  # how the captions of a record become query text at evaluation
     train_join: TrainJoin = "random4_cap"  # the same in training
@@ -116,7 +118,9 @@ class Benchmark:
 
     name: str  # prefix of its metrics: dress, t2i
     protocol: Protocol
-    queries: Dataset  # columns query_id, reference_id (-1 = none in the gallery), image (path or None), text (str or None)
+    queries: (
+        Dataset  # columns query_id, reference_id (-1 = none in the gallery), image (path or None), text (str or None)
+    )
     gallery: Dataset  # columns id, image (path or None), text (str or None)
     positives: list[list[int]]  # by query_id: rows of the gallery that are hits
     query_names: list[str]  # by query_id: what to print

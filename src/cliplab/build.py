@@ -47,7 +47,9 @@ def check(config: Config, train: bool = True) -> RetrievalDataset:
         raise UserError("data.batch_size and data.eval_batch_size must be at least 1, data.num_workers at least 0")
     dataset_class = lookup("data set (data.name)", DATASETS, config.data.name)
     if config.model.composer is None and dataset_class.default_protocol != "clip_benchmark":
-        raise UserError(f"data.name={config.data.name} asks composed queries: set model.composer.name ({', '.join(COMPOSERS)})")
+        raise UserError(
+            f"data.name={config.data.name} asks composed queries: set model.composer.name ({', '.join(COMPOSERS)})"
+        )
     protocol = build_protocol(config)
     dataset = dataset_class(config.data.root, config.data.images, config.data.categories)
     dataset.prepare()
@@ -93,7 +95,8 @@ def build_model(config: Config) -> tuple[ComposedRetriever, Preprocess]:
         log.info("model.weights is null: the towers start from random weights")
     size = architecture["vision_cfg"].get("image_size", 224)
     preprocess = Preprocess(size=size, **(weights.preprocess if weights else {}))
-    composer = config.model.composer and build_part("composer", COMPOSERS, config.model.composer, embed_dim=clip.embed_dim)
+    part = config.model.composer
+    composer = build_part("composer", COMPOSERS, part, embed_dim=clip.embed_dim) if part is not None else None
     scale = config.model.fixed_scale
     if scale is not None and not 0 < scale <= 100:
         raise UserError(f"model.fixed_scale must be in (0, 100], got {scale}")
@@ -102,7 +105,9 @@ def build_model(config: Config) -> tuple[ComposedRetriever, Preprocess]:
     return model, preprocess
 
 
-def build_datamodule(config: Config, dataset: RetrievalDataset, model: ComposedRetriever, preprocess: Preprocess) -> RetrievalDataModule:
+def build_datamodule(
+    config: Config, dataset: RetrievalDataset, model: ComposedRetriever, preprocess: Preprocess
+) -> RetrievalDataModule:
     """The loaders of a checked data set."""
     from cliplab.data.datamodule import RetrievalDataModule
     from cliplab.tokenizer import Tokenizer
@@ -142,18 +147,23 @@ def build_trainer(config: Config, run: RunDirectory) -> L.Trainer:
     from lightning.pytorch import callbacks
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from cliplab.training.callbacks import RetrievalPictures
+    from cliplab.training.callbacks import ProgressBar, RetrievalPictures
     from cliplab.training.loggers import continued_csv_logger
 
     trainer = config.trainer
     folder = run.path / "checkpoints"
     used: list[Any] = [
         callbacks.ModelCheckpoint(
-            folder, "best", monitor=trainer.monitor, mode="max", enable_version_counter=False, save_on_train_epoch_end=False
+            folder,
+            "best",
+            monitor=trainer.monitor,
+            mode="max",
+            enable_version_counter=False,
+            save_on_train_epoch_end=False,
         ),
         callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
         callbacks.LearningRateMonitor("step"),
-        callbacks.RichProgressBar(leave=True),
+        ProgressBar(leave=True),
         RetrievalPictures(run.path / "pictures"),
     ]
     if trainer.early_stopping_patience is not None:
@@ -168,11 +178,9 @@ def build_trainer(config: Config, run: RunDirectory) -> L.Trainer:
 
 def build_evaluator(config: Config, run: RunDirectory) -> L.Trainer:
     """A Trainer that only tests: no logger, no checkpoints."""
-    from lightning.pytorch import callbacks
+    from cliplab.training.callbacks import ProgressBar, RetrievalPictures
 
-    from cliplab.training.callbacks import RetrievalPictures
-
-    used = [callbacks.RichProgressBar(leave=True), RetrievalPictures(run.path / "pictures")]
+    used = [ProgressBar(leave=True), RetrievalPictures(run.path / "pictures")]
     return _trainer(config, run, callbacks=used, logger=False, enable_checkpointing=False)
 
 
@@ -180,6 +188,7 @@ def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
     import lightning as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing lightning has set it to INFO
     trainer = config.trainer
     try:
         return L.Trainer(
@@ -206,7 +215,9 @@ def _check_monitor(config: Config, benchmarks: list[Any], protocol: Protocol) ->
     names += [f"val/mean/{kind}" for kind in kinds]
     names += ["val/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) else []
     if config.trainer.monitor not in names:
-        raise UserError(f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}")
+        raise UserError(
+            f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}"
+        )
 
 
 def with_model_of(config: Config, model: dict[str, Any]) -> Config:

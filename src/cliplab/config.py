@@ -1,8 +1,8 @@
 """Every option of a run: typed defaults <- one YAML file <- key=value.
 
 A YAML states only what differs from the defaults below. A named part (composer, loss, protocol) is a flat mapping
-`{name: ..., option: value}` or, without options, just its name. Naming a part starts it afresh: options of the part that
-stood there before are dropped.
+`{name: ..., option: value}` or, without options, just its name. Naming a part starts it afresh: options of the part
+that stood there before are dropped.
 """
 
 import difflib
@@ -30,7 +30,9 @@ class ModelConfig:
     """The towers and the composer."""
 
     arch: str = "ViT-B-32"  # an architecture of open_clip or of cliplab (ViT-tiny-8-64), or a JSON file in that form
-    weights: str | None = None  # open_clip tag (openai, laion2b_s34b_b79k), a .safetensors or state-dict file; null = random
+    weights: str | None = (
+        None  # open_clip tag (openai, laion2b_s34b_b79k), a .safetensors or state-dict file; null = random
+    )
     composer: Part | None = field(default=None, metadata=PART)  # null: a dual encoder, no composed queries
     freeze: list[str] = field(default_factory=list)  # of image_encoder, text_encoder, composer, temperature
     fixed_scale: float | None = None  # scale of the cosine logits; null = learned, clamped to 100 (CLIP4Cir: 100)
@@ -63,7 +65,9 @@ class OptimConfig:
     eps: float = 1e-6
     warmup: float = 0.05  # share of all steps with linearly rising lr
     schedule: str = "cosine"  # cosine, constant
-    lr_multipliers: dict[str, float] = field(default_factory=dict)  # per image_encoder, text_encoder, composer, temperature
+    lr_multipliers: dict[str, float] = field(
+        default_factory=dict
+    )  # per image_encoder, text_encoder, composer, temperature
 
 
 @dataclass
@@ -187,7 +191,9 @@ def _check_keys(layer: Mapping[str, Any], schema: type, prefix: str, source: str
         nested = sections[key]
         if nested is PART:
             if value is not None and not isinstance(value, str | dict):
-                raise UserError(f"{source}: key '{prefix}{key}' must be a name or a mapping {{name: ...}}, got {value!r}")
+                raise UserError(
+                    f"{source}: key '{prefix}{key}' must be a name or a mapping {{name: ...}}, got {value!r}"
+                )
         elif nested:
             if not isinstance(value, dict):
                 raise UserError(f"{source}: key '{prefix}{key}' must be a mapping, got {value!r}")

@@ -161,7 +161,9 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
     metrics = {label: _flat_metrics(ranked) for label, ranked in module.outcome.items()}
     own = module.outcome[""]
     protocol = next(iter(own.values())).benchmark.protocol
-    intervals = bootstrap_intervals({n: r.ranks_under_protocol() for n, r in own.items()}, protocol.recall_at, config.seed)
+    intervals = bootstrap_intervals(
+        {n: r.ranks_under_protocol() for n, r in own.items()}, protocol.recall_at, config.seed
+    )
     benchmarks = {
         name: {
             "queries": len(ranked.benchmark.positives),

@@ -1,7 +1,7 @@
 """Named parts: look one up, check its options against the constructor's signature, build it.
 
-A registry is a plain dict `name -> class or function` in the folder that holds them. A part in a config is a flat mapping
-`{name: combiner, hidden_dim: 512}`; the signature of what the name stands for is the schema of the rest.
+A registry is a plain dict `name -> class or function` in the folder that holds them. A part in a config is a flat
+mapping `{name: combiner, hidden_dim: 512}`; the signature of what the name stands for is the schema of the rest.
 """
 
 import difflib
@@ -9,10 +9,11 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from cliplab.errors import UserError
 
+Named = TypeVar("Named")
 Registry = Mapping[str, Callable[..., Any]]
 
 
@@ -21,11 +22,15 @@ def closest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if near:
-        return f"did you mean '{near[0]}'? There is: {', '.join(known)}" if len(known) <= 30 else f"did you mean '{near[0]}'?"
+        return (
+            f"did you mean '{near[0]}'? There is: {', '.join(known)}"
+            if len(known) <= 30
+            else f"did you mean '{near[0]}'?"
+        )
     return f"there is: {', '.join(known)}" if len(known) <= 30 else "no similar name is known"
 
 
-def lookup(kind: str, registry: Registry, name: object) -> Callable[..., Any]:
+def lookup(kind: str, registry: Mapping[str, Named], name: object) -> Named:
     """The class or function registered as `name`. Raises UserError with the closest match."""
     if not isinstance(name, str) or name not in registry:
         raise UserError(f"unknown {kind} '{name}': {closest(str(name), registry)}")
@@ -49,7 +54,9 @@ def check_part(kind: str, registry: Registry, part: Mapping[str, Any], given: Co
         if key == "name":
             continue
         if ":" in key:
-            raise UserError(f"{kind} '{name}': '{key}' is no option; YAML needs a space after the colon, {{name: value}}")
+            raise UserError(
+                f"{kind} '{name}': '{key}' is no option; YAML needs a space after the colon, {{name: value}}"
+            )
         if key not in options:
             hint = closest(key, options) if options else "it has no options"
             raise UserError(f"{kind} '{name}' has no option '{key}': {hint}")

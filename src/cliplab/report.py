@@ -45,8 +45,9 @@ def results_table(results: Mapping[str, Any], name: str) -> Table:
     protocol, data = results["protocol"], results["data"]
     table = Table(title=_title(data["name"], protocol, data), caption=_caption(results), caption_justify="left")
     columns = _columns(results["metrics"], protocol)
-    for column in ("", *(key.removeprefix("test/") for key in columns)):
-        table.add_column(column, justify="right" if column else "left")
+    table.add_column("")
+    for key in columns:
+        table.add_column(key.removeprefix("test/").replace("/", "\n"), justify="right")
     table.add_row(name, *(_cell(results["metrics"], results["intervals"], key) for key in columns), style="bold")
     for label, metrics in results["baselines"].items():
         table.add_row(label, *(_cell(metrics, {}, key) for key in columns))
@@ -98,7 +99,11 @@ def _add_published(table: Table, columns: list[str], benchmark: str, protocol: M
         metrics |= _published_means(row.metrics)
         note = f"published{', ' + str(row.year) if row.year else ''}, {row.confidence}"
         note += f"; unknown: {', '.join(unknown)}" if unknown else ""
-        table.add_row(f"{row.method} [{row.backbone}]\n  ({note})".replace("[", r"\["), *(_cell(metrics, {}, k) for k in columns), style="dim")
+        table.add_row(
+            f"{row.method} [{row.backbone}]\n  ({note})".replace("[", r"\["),
+            *(_cell(metrics, {}, k) for k in columns),
+            style="dim",
+        )
 
 
 def _published_means(metrics: Mapping[str, float]) -> dict[str, float]:

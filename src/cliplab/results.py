@@ -13,7 +13,17 @@ from typing import Any
 from cliplab.errors import UserError
 
 SCHEMA = 1
-_PACKAGES = ("cliplab", "torch", "torchvision", "lightning", "torchmetrics", "datasets", "timm", "open_clip_torch", "pillow")
+_PACKAGES = (
+    "cliplab",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "datasets",
+    "timm",
+    "open_clip_torch",
+    "pillow",
+)
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """From a data set to batches in one vocabulary, the same for every data set and split.
 
-Batch: {query: {image?, text?}, target: {image? | text?}, row_id, query_id, target_id, reference_id}; images [B, 3, H, W]
-uint8, text [B, L] and ids [B] int64. Evaluation loaders give queries (no target) and gallery rows (no query).
+Batch: {query: {image?, text?}, target: {image? | text?}, row_id, query_id, target_id, reference_id}; images
+[B, 3, H, W] uint8, text [B, L] and ids [B] int64. Evaluation loaders give queries (no target) and gallery rows (no
+query).
 """
 
 from collections.abc import Callable, Iterator
@@ -106,7 +107,12 @@ class RetrievalDataModule(L.LightningDataModule):
         self.protocol = protocol or make_protocol({"name": dataset.default_protocol})
         self.tokenize = tokenize or Tokenizer()
         self.transform = ImageTransform(preprocess or Preprocess(), pad, crop_scale, flip)
-        self.batch_size, self.eval_batch_size, self.num_workers, self.seed = batch_size, eval_batch_size, num_workers, seed
+        self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
+            batch_size,
+            eval_batch_size,
+            num_workers,
+            seed,
+        )
         self._benchmarks: dict[str, list[Benchmark]] = {}
 
     def prepare_data(self) -> None:
@@ -153,7 +159,9 @@ class RetrievalDataModule(L.LightningDataModule):
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _loader(self, rows: data.Dataset, batch_size: int, sampler: DistributedSampler, drop_last: bool = False) -> DataLoader:
+    def _loader(
+        self, rows: data.Dataset, batch_size: int, sampler: DistributedSampler, drop_last: bool = False
+    ) -> DataLoader:
         return DataLoader(
             rows,
             batch_size=batch_size,

@@ -33,8 +33,8 @@ TRAIN_FEATURES = Features(
 class RetrievalDataset(ABC):
     """Annotations on disk, read once. Subclasses: one file per data set.
 
-    A training table has the columns `reference` (image path or None), `target` (image path), `reference_id` (-1 = none),
-    `target_id` (rows of the data set's images) and `texts` (one is drawn at random each epoch).
+    A training table has the columns `reference` (image path or None), `target` (image path), `reference_id` (-1 =
+    none), `target_id` (rows of the data set's images) and `texts` (one is drawn at random each epoch).
     """
 
     benchmark_name: ClassVar[str]  # under which published numbers are looked up
@@ -42,7 +42,9 @@ class RetrievalDataset(ABC):
     protocols: ClassVar[tuple[str, ...]]
     test_split: ClassVar[str] = "val"  # the split that `test/...` metrics are measured on
 
-    def __init__(self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None) -> None:
+    def __init__(
+        self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None
+    ) -> None:
         self.root = Path(root)
         self.image_root = Path(images) if images is not None else self.root / "images"
         self.categories = self._chosen(categories)
@@ -125,7 +127,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+        raise UserError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
     except (UnicodeDecodeError, OSError, EOFError) as error:
         raise UserError(f"can't read {path}: {error}") from error
 

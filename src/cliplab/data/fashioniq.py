@@ -15,12 +15,19 @@ from datasets import Dataset
 
 from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
 from cliplab.data.captions import EVAL_JOINS, training_samples
-from cliplab.data.dataset import GALLERY_FEATURES, QUERY_FEATURES, TRAIN_FEATURES, RetrievalDataset
-from cliplab.data.dataset import missing_images_error, read_json
+from cliplab.data.dataset import (
+    GALLERY_FEATURES,
+    QUERY_FEATURES,
+    TRAIN_FEATURES,
+    RetrievalDataset,
+    missing_images_error,
+    read_json,
+)
 from cliplab.errors import UserError
 
 SPLITS = ("train", "val", "test")
 SOURCE = "https://github.com/XiaoxiaoGuo/fashion-iq"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -125,7 +132,9 @@ class FashionIQ(RetrievalDataset):
             lines.append("Missing: " + ", ".join(str(path.relative_to(self.root)) for path in files) + ".")
         if not self.image_root.is_dir():
             lines.append(f"Missing: the folder of photographs {self.image_root} (set data.images for another place).")
-        lines.append(f"The annotations (captions/, image_splits/) come from {SOURCE}; the photographs are not distributed")
+        lines.append(
+            f"The annotations (captions/, image_splits/) come from {SOURCE}; the photographs are not distributed"
+        )
         lines.append("with them: their URLs by image id are in https://github.com/hongwang600/fashion-iq-metadata.")
         lines.append("Set data.root to the folder, or run without any download:")
         lines.append("  python train.py --config configs/quickstart.yaml")

@@ -13,8 +13,14 @@ from datasets import Dataset
 
 from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
 from cliplab.data.captions import training_samples
-from cliplab.data.dataset import GALLERY_FEATURES, QUERY_FEATURES, TRAIN_FEATURES, RetrievalDataset
-from cliplab.data.dataset import missing_images_error, read_json
+from cliplab.data.dataset import (
+    GALLERY_FEATURES,
+    QUERY_FEATURES,
+    TRAIN_FEATURES,
+    RetrievalDataset,
+    missing_images_error,
+    read_json,
+)
 from cliplab.errors import UserError
 
 TRAIN_SPLITS = ("train", "restval")  # COCO's restval belongs to training
@@ -121,7 +127,14 @@ class Karpathy(RetrievalDataset):
         excluded = {"gallery_rows": len(self.split(split)) - len(images)}
         excluded["queries"] = sum(len(i.captions) for i in self.split(split)) - len(captions)
         image_to_text = Benchmark(
-            "i2t", protocol, _queries(images=paths), _gallery(text_names, texts=texts), caption_rows, names, None, excluded
+            "i2t",
+            protocol,
+            _queries(images=paths),
+            _gallery(text_names, texts=texts),
+            caption_rows,
+            names,
+            None,
+            excluded,
         )
         return [
             Benchmark(
@@ -181,8 +194,9 @@ def _captioned_image(path: Path, number: int, row: Any) -> CaptionedImage:
         raise UserError(f"{path}: image {number}: 'filename' must be a string, found {name!r}")
     if not isinstance(sentences, list) or not sentences:
         raise UserError(f"{path}: image {number} ({name}) has no sentences")
-    captions = [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in sentences]
-    wrong = next((position for position, caption in enumerate(captions) if not isinstance(caption, str)), None)
-    if wrong is not None:
-        raise UserError(f"{path}: image {number} ({name}): sentence {wrong} has no 'raw' text")
+    captions: list[str] = []
+    for position, sentence in enumerate(sentences):
+        if not isinstance(sentence, dict) or not isinstance(sentence.get("raw"), str):
+            raise UserError(f"{path}: image {number} ({name}): sentence {position} has no 'raw' text")
+        captions.append(sentence["raw"])
     return CaptionedImage(name, str(row["split"]), tuple(captions))

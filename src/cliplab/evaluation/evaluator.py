@@ -39,7 +39,10 @@ def excluded_rows(benchmark: Benchmark) -> list[list[int]]:
     """By query_id: the gallery rows that the protocol keeps out of its ranking."""
     if not benchmark.protocol.exclude_reference:
         return [[] for _ in benchmark.positives]
-    return [[row] if row >= 0 and row not in p else [] for row, p in zip(benchmark.references(), benchmark.positives, strict=True)]
+    return [
+        [row] if row >= 0 and row not in p else []
+        for row, p in zip(benchmark.references(), benchmark.positives, strict=True)
+    ]
 
 
 class Evaluator:

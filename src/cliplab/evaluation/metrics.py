@@ -74,7 +74,9 @@ def with_mean(per_benchmark: Mapping[str, Mapping[str, float]]) -> dict[str, flo
     Avg = (mean R@10 + mean R@50) / 2, where both are there.
     """
     flat = {f"{name}/{key}": value for name, metrics in per_benchmark.items() for key, value in metrics.items()}
-    keys = [key for key in next(iter(per_benchmark.values())) if key.startswith("R@") and not key.endswith("optimistic")]
+    keys = [
+        key for key in next(iter(per_benchmark.values())) if key.startswith("R@") and not key.endswith("optimistic")
+    ]
     for key in keys:
         flat[f"mean/{key}"] = float(np.mean([metrics[key] for metrics in per_benchmark.values()]))
     if {"R@10", "R@50"} <= set(keys):

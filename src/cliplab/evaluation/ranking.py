@@ -8,7 +8,7 @@ shape and device, and only then compared. Ranks and ties are so equal for every 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +56,20 @@ class JointScorer:
     band = 2e-5  # such scores are sums of quotients: less exact in fp32 than a dot product
     tie = 1e-12
 
-    def __init__(self, composer: nn.Module) -> None:
+    def __init__(self, composer: Any) -> None:  # a module with score([Q, ...], [G, D]) -> [Q, G]
         self.composer = composer
         self.exact = copy.deepcopy(composer).double().eval()
 
     def block(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """[Q, ...], [G, D] -> [Q, G]."""
-        return self.composer.score(queries, gallery)  # type: ignore[operator]
+        return self.composer.score(queries, gallery)
 
     def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """[N, ...], [N, D] -> [N]."""
-        score = self.exact.score
-        one = lambda query, target: score(query[None], target[None])[0, 0]  # noqa: E731
-        return torch.vmap(one)(queries.double(), gallery.double())
+        return torch.vmap(self._one)(queries.double(), gallery.double())
+
+    def _one(self, query: Tensor, target: Tensor) -> Tensor:
+        return self.exact.score(query[None], target[None])[0, 0]
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def rank_positives(
 ) -> Ranks:
     """Rank of the best positive of each query among the gallery rows that are neither positive nor excluded.
 
-    rank = 1 + #{j : s_j > max_p s_p} (+ #{j : s_j = max_p s_p}, the ties). queries [Q, ...] and gallery [G, D] fp32 unit
-    vectors; positives and excluded: gallery rows by query. A score that is not a number counts against the target.
+    rank = 1 + #{j : s_j > max_p s_p} (+ #{j : s_j = max_p s_p}, the ties). queries [Q, ...] and gallery [G, D] fp32
+    unit vectors; positives and excluded: gallery rows by query. A score that is not a number counts against the target.
     """
     scorer = scorer or CosineScorer()
     queries, gallery = queries.float(), gallery.float()
@@ -164,10 +165,7 @@ def _exact(queries: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor, scor
     """float64 scores [N] of (query row, gallery row) pairs, in pieces that fit the memory."""
     rows, columns = rows.to(queries.device), columns.to(gallery.device)
     piece = max(1, 2**24 // queries[:1].numel()) if len(queries) else 1
-    parts = [
-        scorer.pairs(queries[rows[p]], gallery[columns[p]])
-        for p in _blocks(len(rows), piece)
-    ]
+    parts = [scorer.pairs(queries[rows[p]], gallery[columns[p]]) for p in _blocks(len(rows), piece)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=queries.device)
 
 

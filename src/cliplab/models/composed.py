@@ -99,7 +99,7 @@ class ComposedRetriever(nn.Module):
         return parts
 
     def freeze(self, parts: Iterable[str]) -> None:
-        """Stop the gradients of `parts`; their modules stay in evaluation mode. A fixed scale freezes the temperature."""
+        """Stop the gradients of `parts`, which then stay in evaluation mode; a fixed scale freezes the temperature."""
         frozen = {*parts, "temperature"} if self.fixed_scale is not None else set(parts)
         for part in frozen:
             for parameter in self.part_parameters()[part]:

@@ -32,7 +32,9 @@ class Attention(nn.Module):
         """[B, L, W] -> [B, L, W]; `causal`: a token sees itself and those before it."""
         batch, length, width = x.shape
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = packed.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # each [B, H, L, W/H]
+        q, k, v = packed.view(batch, length, 3, self.heads, width // self.heads).permute(
+            2, 0, 3, 1, 4
+        )  # each [B, H, L, W/H]
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.out_proj(attended.transpose(1, 2).reshape(batch, length, width))
 
@@ -76,7 +78,7 @@ class Transformer(nn.Module):
         attention_std = self.width**-0.5
         projection_std = attention_std * (2 * len(self.resblocks)) ** -0.5
         for block in self.resblocks:
-            nn.init.normal_(block.attn.in_proj_weight, std=attention_std)
-            nn.init.normal_(block.attn.out_proj.weight, std=projection_std)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=projection_std)
+            nn.init.normal_(block.get_parameter("attn.in_proj_weight"), std=attention_std)
+            nn.init.normal_(block.get_parameter("attn.out_proj.weight"), std=projection_std)
+            nn.init.normal_(block.get_parameter("mlp.c_fc.weight"), std=(2 * self.width) ** -0.5)
+            nn.init.normal_(block.get_parameter("mlp.c_proj.weight"), std=projection_std)

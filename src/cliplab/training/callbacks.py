@@ -1,11 +1,13 @@
-"""Pictures of retrievals, saved and logged after each validation."""
+"""What is shown while a run goes on: the progress bar, and pictures of retrievals after each validation."""
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageOps
 
@@ -14,6 +16,14 @@ from cliplab.training.module import RetrievalModule
 
 CELL, BORDER, TEXT_WIDTH, LINE = 96, 4, 200, 12
 HIT, MISS, TARGET = (30, 160, 60), (225, 225, 225), (40, 90, 200)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the version number of a logger."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """Loss and what else is logged for the bar."""
+        return {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
 
 
 class RetrievalPictures(L.Callback):

@@ -14,7 +14,7 @@ from cliplab.evaluation.evaluator import Evaluator, RankedBenchmark
 from cliplab.evaluation.metrics import with_mean
 from cliplab.evaluation.ranking import CosineScorer, JointScorer, Scorer
 from cliplab.models.composed import ComposedRetriever
-from cliplab.training.optim import ParameterGroup, adamw, parameter_groups, warmup_then
+from cliplab.training.optim import ParameterGroup, adamw, not_finite, parameter_groups, warmup_then
 
 Outcome = dict[str, dict[str, RankedBenchmark]]  # way of composing ("" = the model's own) -> benchmark -> outcome
 
@@ -26,7 +26,12 @@ class RetrievalModule(L.LightningModule):
     """
 
     def __init__(
-        self, model: ComposedRetriever, loss: Callable[..., Tensor], optim: OptimConfig, seed: int, hparams: dict[str, Any]
+        self,
+        model: ComposedRetriever,
+        loss: Callable[..., Tensor],
+        optim: OptimConfig,
+        seed: int,
+        hparams: dict[str, Any],
     ) -> None:
         super().__init__()
         self.model, self.loss, self.optim, self.seed = model, loss, optim, seed
@@ -39,21 +44,17 @@ class RetrievalModule(L.LightningModule):
         query, target = self.model.encode_query(batch["query"]), self.model.encode_target(batch["target"])
         loss = self.loss(query, target, self.model.scale, self.model.score)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.global_step}; {self._not_finite()}")
+            raise FloatingPointError(f"loss {loss.item()} at step {self.global_step}; {not_finite(self)}")
         size = len(target)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=self.trainer.world_size > 1)
         self.log("train/scale", self.model.scale, batch_size=size)
         return loss
 
-    def _not_finite(self) -> str:
-        names = [name for name, parameter in self.named_parameters() if not torch.isfinite(parameter).all()]
-        return f"parameters that are not finite: {names[:5] or 'none'}; lower optim.lr or use trainer.precision=32-true"
-
     def on_train_epoch_start(self) -> None:
         """Each epoch draws from a seed of its own, so that a resumed run repeats the uninterrupted one."""
         torch.manual_seed((self.seed + 1) * 100_003 + self.current_epoch * self.trainer.world_size + self.global_rank)
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Clamp the scale to [1, 100] after every step (Radford et al., 2021)."""
         with torch.no_grad():
             self.model.clip.logit_scale.clamp_(0, math.log(100))
@@ -87,18 +88,19 @@ class RetrievalModule(L.LightningModule):
         else:
             evaluator.add_gallery(batch["row_id"], self.model.encode_target(batch["target"]))
 
-    def finish_evaluation(self) -> dict[str, float]:
+    def finish_evaluation(self, prefix: str) -> dict[str, float]:
         """Rank; the outcome stays in `outcome` for pictures and results. Returns the model's own metrics."""
         self.outcome = {}
         for evaluator in self.evaluators:
             for label, ranked in evaluator.finish().items():
                 self.outcome.setdefault(label, {}).update(ranked)
         self.evaluators = []
-        return with_mean({name: ranked.metrics for name, ranked in self.outcome[""].items()})
+        metrics = with_mean({name: ranked.metrics for name, ranked in self.outcome[""].items()})
+        return {f"{prefix}/{key}": value for key, value in metrics.items()}
 
     def on_validation_epoch_start(self) -> None:
         """Benchmarks of the split `val`."""
-        self.start_evaluation(self.trainer.datamodule.benchmarks("val"), baselines=False)  # type: ignore[attr-defined]
+        self.start_evaluation(self._datamodule().benchmarks("val"), baselines=False)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed."""
@@ -106,12 +108,11 @@ class RetrievalModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Rank and log `val/...`."""
-        self.log_dict({f"val/{key}": value for key, value in self.finish_evaluation().items()})
+        self.log_dict(self.finish_evaluation("val"))
 
     def on_test_epoch_start(self) -> None:
         """Benchmarks of the data set's test split, baselines included."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.start_evaluation(datamodule.benchmarks(datamodule.dataset.test_split), baselines=True)
+        self.start_evaluation(self._datamodule().benchmarks(self._datamodule().dataset.test_split), baselines=True)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed."""
@@ -119,4 +120,7 @@ class RetrievalModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Rank and log `test/...`."""
-        self.log_dict({f"test/{key}": value for key, value in self.finish_evaluation().items()})
+        self.log_dict(self.finish_evaluation("test"))
+
+    def _datamodule(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]

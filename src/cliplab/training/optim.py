@@ -59,7 +59,7 @@ def parameter_groups(
 
 
 def warmup_then(schedule: str, warmup: float, total_steps: int) -> Callable[[int], float]:
-    """Step -> factor on the learning rate: linear from 1/n to 1 over the share `warmup`, then cosine to 0 or constant."""
+    """Step -> factor on the lr: linear from 1/n to 1 over the share `warmup` of the steps, then cosine to 0 or 1."""
     if schedule not in ("cosine", "constant"):
         raise UserError(f"optim.schedule must be cosine or constant, got '{schedule}'")
     if not 0 <= warmup < 1:
@@ -83,3 +83,9 @@ def adamw(
     """The optimiser and its schedule per step."""
     optimizer = torch.optim.AdamW([group.as_group() for group in groups], betas=(betas[0], betas[1]), eps=eps)
     return optimizer, LambdaLR(optimizer, factor)
+
+
+def not_finite(module: nn.Module) -> str:
+    """Names the parameters that hold NaN or infinity, and what helps."""
+    names = [name for name, parameter in module.named_parameters() if not torch.isfinite(parameter).all()]
+    return f"parameters that are not finite: {names[:5] or 'none'}; lower optim.lr or use trainer.precision=32-true"

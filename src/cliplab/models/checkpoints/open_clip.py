@@ -1,4 +1,4 @@
-"""OpenCLIP weights: a pretrained tag or a file (.safetensors or a state dict), read without running any pickled code."""
+"""OpenCLIP weights: a pretrained tag or a file (.safetensors or a state dict); pickled code is never run."""
 
 import pickle
 from collections.abc import Mapping
@@ -57,8 +57,8 @@ def read_weights(arch: str, weights: str) -> Weights:
         file = download_pretrained(config)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"can't download the weights '{weights}' of {arch}: {error}. Without a network, put the file on this machine "
-            "and give its path as model.weights"
+            f"can't download the weights '{weights}' of {arch}: {error}. Without a network, put the file on this "
+            "machine and give its path as model.weights"
         ) from error
     known = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
     return Weights(f"{arch} {weights}", read_state_dict(Path(file)), config.get("quick_gelu", False), known)
@@ -74,7 +74,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is no plain state dict: it holds pickled code, which is never run ({error})") from error
+        raise UserError(
+            f"{path} is no plain state dict: it holds pickled code, which is never run ({error})"
+        ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"can't read the weights file {path}: {error}. Is it complete?") from error
     except Exception as error:  # noqa: BLE001 - safetensors has an exception class of its own

@@ -13,7 +13,8 @@ class Composer(nn.Module):
     """Base of all composers. To add one: a subclass in its own file, its name in `composers/__init__.py`.
 
     `inputs` says what `compose` takes beside the reference and the text (caching reads it): `vectors` nothing,
-    `image_tokens` the keyword `image_tokens` [B, 1 + N, W], `text_tower` the keywords `text_tower` and `token_ids` [B, L].
+    `image_tokens` the keyword `image_tokens` [B, 1 + N, W], `text_tower` the keywords `text_tower` and `token_ids`
+    [B, L].
     `output` says how a query is compared (indexing and evaluation read it): `vector` by its cosine with the target,
     `score` by the composer's own `score`.
     """
