@@ -6,7 +6,6 @@ go into importing lightning.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from dataclasses import asdict
 from functools import partial
@@ -15,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 from cliplab.benchmark import make_protocol
 from cliplab.config import Config
 from cliplab.data import DATASETS
-from cliplab.data.images import Preprocess
+from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.errors import UserError
 from cliplab.losses import LOSS_INPUTS, LOSSES
 from cliplab.models.composed import PARTS, ComposedRetriever
 from cliplab.models.composers import COMPOSERS
 from cliplab.registry import build_part, check_part, closest, lookup
+from cliplab.training.optim import warmup_then
 
 if TYPE_CHECKING:
     import lightning as L
 
-    from cliplab.benchmark import Protocol
+    from cliplab.benchmark import Benchmark, Protocol
     from cliplab.data.datamodule import RetrievalDataModule
     from cliplab.data.dataset import RetrievalDataset
     from cliplab.run import RunDirectory
@@ -37,31 +37,38 @@ COMPOSER_INPUTS = ("embed_dim",)  # given by the model, no option
 
 def check(config: Config, train: bool = True) -> RetrievalDataset:
     """Names, options, files: everything that can be wrong before a weight is loaded. Returns the checked data set."""
-    if config.model.composer is not None:
-        check_part("composer", COMPOSERS, config.model.composer, COMPOSER_INPUTS)
-    check_part("loss", LOSSES, config.loss, LOSS_INPUTS)
-    for part in config.model.freeze:
-        if part not in PARTS:
-            raise UserError(f"model.freeze: unknown part '{part}': {closest(part, PARTS)}")
-    if config.data.batch_size < 1 or config.data.eval_batch_size < 1 or config.data.num_workers < 0:
-        raise UserError("data.batch_size and data.eval_batch_size must be at least 1, data.num_workers at least 0")
-    dataset_class = lookup("data set (data.name)", DATASETS, config.data.name)
-    if config.model.composer is None and dataset_class.default_protocol != "clip_benchmark":
-        raise UserError(
-            f"data.name={config.data.name} asks composed queries: set model.composer.name ({', '.join(COMPOSERS)})"
-        )
+    check_parts(config)
     protocol = build_protocol(config)
-    dataset = dataset_class(config.data.root, config.data.images, config.data.categories)
+    dataset = DATASETS[config.data.name](config.data.root, config.data.images, config.data.categories)
     dataset.prepare()
-    splits = ("train", "val", dataset.test_split) if train else (dataset.test_split,)
-    dataset.check(protocol, splits)
+    dataset.check(protocol, ("train", "val", dataset.test_split) if train else (dataset.test_split,))
     if train:
-        _check_monitor(config, [b for split in dataset.benchmarks(protocol, "val") for b in split.directions], protocol)
+        _check_monitor(config, dataset.benchmarks(protocol, "val"), protocol)
     if config.model.weights is not None:
         from cliplab.models.checkpoints.open_clip import check_weights
 
         check_weights(config.model.arch, config.model.weights)
     return dataset
+
+
+def check_parts(config: Config) -> None:
+    """The names and options of all parts; reads no file of the data set. Raises UserError."""
+    model, data = config.model, config.data
+    if model.composer is not None:
+        check_part("composer", COMPOSERS, model.composer, COMPOSER_INPUTS)
+    check_part("loss", LOSSES, config.loss, LOSS_INPUTS)
+    for part in model.freeze:
+        if part not in PARTS:
+            raise UserError(f"model.freeze: unknown part '{part}': {closest(part, PARTS)}")
+    if model.fixed_scale is not None and not 0 < model.fixed_scale <= 100:
+        raise UserError(f"model.fixed_scale must be in (0, 100], got {model.fixed_scale}")
+    if data.batch_size < 1 or data.eval_batch_size < 1 or data.num_workers < 0:
+        raise UserError("data.batch_size and data.eval_batch_size must be at least 1, data.num_workers at least 0")
+    ImageTransform(Preprocess(), data.pad, data.crop_scale, data.flip)
+    warmup_then(config.optim.schedule, config.optim.warmup, 1)
+    if build_protocol(config).hit == "single_target" and model.composer is None:
+        known = ", ".join(COMPOSERS)
+        raise UserError(f"data.name={data.name} asks composed queries: set model.composer.name ({known})")
 
 
 def build_protocol(config: Config) -> Protocol:
@@ -97,10 +104,7 @@ def build_model(config: Config) -> tuple[ComposedRetriever, Preprocess]:
     preprocess = Preprocess(size=size, **(weights.preprocess if weights else {}))
     part = config.model.composer
     composer = build_part("composer", COMPOSERS, part, embed_dim=clip.embed_dim) if part is not None else None
-    scale = config.model.fixed_scale
-    if scale is not None and not 0 < scale <= 100:
-        raise UserError(f"model.fixed_scale must be in (0, 100], got {scale}")
-    model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, scale)
+    model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, config.model.fixed_scale)
     model.freeze(config.model.freeze)
     return model, preprocess
 
@@ -139,7 +143,9 @@ def build_module(config: Config, model: ComposedRetriever, preprocess: Preproces
     options = {key: value for key, value in config.loss.items() if key != "name"}
     loss = partial(LOSSES[config.loss["name"]], **options)
     hparams = {"config": asdict(config), "preprocess": asdict(preprocess)}
-    return RetrievalModule(model, loss, config.optim, config.seed, hparams)
+    module = RetrievalModule(model, loss, config.optim, config.seed)
+    module.save_hyperparameters(hparams, logger=False)
+    return module
 
 
 def build_trainer(config: Config, run: RunDirectory) -> L.Trainer:
@@ -209,19 +215,12 @@ def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
         raise UserError(f"trainer: {error}") from error
 
 
-def _check_monitor(config: Config, benchmarks: list[Any], protocol: Protocol) -> None:
+def _check_monitor(config: Config, benchmarks: list[Benchmark], protocol: Protocol) -> None:
     kinds = [f"R@{k}" for k in protocol.recall_at]
-    names = [f"val/{benchmark.name}/{kind}" for benchmark in benchmarks for kind in kinds]
+    names = [f"val/{d.name}/{kind}" for benchmark in benchmarks for d in benchmark.directions for kind in kinds]
     names += [f"val/mean/{kind}" for kind in kinds]
     names += ["val/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) else []
     if config.trainer.monitor not in names:
         raise UserError(
             f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}"
         )
-
-
-def with_model_of(config: Config, model: dict[str, Any]) -> Config:
-    """The config with the model section of a checkpoint."""
-    from cliplab.config import ModelConfig
-
-    return dataclasses.replace(config, model=ModelConfig(**model))

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from datasets import Dataset, Features, List, Value
 from cliplab.benchmark import Benchmark, Protocol
 from cliplab.data.images import ImageFolder
 from cliplab.errors import UserError
+
+log = logging.getLogger(__name__)
 
 STAND_IN_MARKER = "STAND_INS.txt"
 QUERY_FEATURES = Features(
@@ -48,6 +51,7 @@ class RetrievalDataset(ABC):
         self.root = Path(root)
         self.image_root = Path(images) if images is not None else self.root / "images"
         self.categories = self._chosen(categories)
+        self.missing: list[str] = []  # images that `check` did not find and the policy `report` left out
         self._folder: ImageFolder | None = None
 
     @property
@@ -90,6 +94,14 @@ class RetrievalDataset(ABC):
         """Whether the pictures are stand-ins for photographs that can't be had (marked by a file in the folder)."""
         return (self.image_root / STAND_IN_MARKER).is_file()
 
+    def check_images(self, names: Iterable[str], policy: str) -> None:
+        """Raise UserError for missing images under the policy `error`; under `report` remember and log them."""
+        self.missing = self.folder.missing(names)
+        if self.missing and (policy == "error" or len(self.folder) == 0):
+            raise _missing_images_error(self.missing, self.image_root)
+        if self.missing:
+            log.warning("%d image(s) are missing in %s and left out", len(self.missing), self.image_root)
+
     def manifest_hash(self) -> str:
         """SHA-256 over the annotation files' bytes and the names and sizes of all images."""
         digest = hashlib.sha256()
@@ -107,6 +119,7 @@ class RetrievalDataset(ABC):
             "counts": self.counts(),
             "manifest_hash": self.manifest_hash(),
             "stand_in_images": self.stand_ins,
+            "missing_images": {"count": len(self.missing), "first": self.missing[:10]},
         }
 
     def _chosen(self, categories: Iterable[str] | None) -> tuple[str, ...]:
@@ -134,7 +147,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"can't read {path}: {error}") from error
 
 
-def missing_images_error(missing: list[str], folder: Path) -> UserError:
+def _missing_images_error(missing: list[str], folder: Path) -> UserError:
     """The error of the policy `error`: the first ten names and the count."""
     shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
     return UserError(

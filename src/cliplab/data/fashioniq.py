@@ -20,7 +20,6 @@ from cliplab.data.dataset import (
     QUERY_FEATURES,
     TRAIN_FEATURES,
     RetrievalDataset,
-    missing_images_error,
     read_json,
 )
 from cliplab.errors import UserError
@@ -120,11 +119,7 @@ class FashionIQ(RetrievalDataset):
         absent = [path for path in wanted if not path.is_file()]
         if absent or not self.image_root.is_dir():
             raise self._absent(absent)
-        missing = self.folder.missing(self._needed(protocol, splits))
-        if missing and protocol.missing_images == "error":
-            raise missing_images_error(missing, self.image_root)
-        if len(self.folder) == 0:
-            raise UserError(f"{self.image_root} holds no image (.jpg, .jpeg, .png)")
+        self.check_images(self._needed(protocol, splits), protocol.missing_images)
 
     def _absent(self, files: list[Path]) -> UserError:
         lines = [f"FashionIQ is not complete in {self.root.resolve()}."]

@@ -18,7 +18,6 @@ from cliplab.data.dataset import (
     QUERY_FEATURES,
     TRAIN_FEATURES,
     RetrievalDataset,
-    missing_images_error,
     read_json,
 )
 from cliplab.errors import UserError
@@ -85,13 +84,13 @@ class Karpathy(RetrievalDataset):
 
     def check(self, protocol: Protocol, splits: Iterable[str]) -> None:
         """Annotations there and well formed; images there unless the policy is `report`."""
+        needed: list[str] = []
         for name in dict.fromkeys(splits):
             images = self.split(name)
             if not images:
                 raise UserError(f"{self.annotation_file} has no image of the split '{name}'")
-            missing = self.folder.missing(image.stem for image in images)
-            if missing and (protocol.missing_images == "error" or len(missing) == len(images)):
-                raise missing_images_error(missing, self.image_root)
+            needed += [image.stem for image in images]
+        self.check_images(needed, protocol.missing_images)
 
     def _present(self, split: str) -> list[CaptionedImage]:
         return [image for image in self.split(split) if image.stem in self.folder]

@@ -16,26 +16,19 @@ from cliplab.evaluation.ranking import CosineScorer, JointScorer, Scorer
 from cliplab.models.composed import ComposedRetriever
 from cliplab.training.optim import ParameterGroup, adamw, not_finite, parameter_groups, warmup_then
 
+Loss = Callable[[Tensor, Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]  # query, target, scale, score
 Outcome = dict[str, dict[str, RankedBenchmark]]  # way of composing ("" = the model's own) -> benchmark -> outcome
 
 
 class RetrievalModule(L.LightningModule):
     """Trains with a loss of (query, target, scale, score); evaluates the benchmarks of its data module.
 
-    `hparams` are plain builtins that a lone checkpoint file is rebuilt from; they are stored, not read.
+    What a lone checkpoint file is rebuilt from is put in with `save_hyperparameters` by build.py.
     """
 
-    def __init__(
-        self,
-        model: ComposedRetriever,
-        loss: Callable[..., Tensor],
-        optim: OptimConfig,
-        seed: int,
-        hparams: dict[str, Any],
-    ) -> None:
+    def __init__(self, model: ComposedRetriever, loss: Loss, optim: OptimConfig, seed: int = 0) -> None:
         super().__init__()
         self.model, self.loss, self.optim, self.seed = model, loss, optim, seed
-        self.save_hyperparameters(hparams)
         self.evaluators: list[Evaluator] = []
         self.outcome: Outcome = {}
 
@@ -50,9 +43,9 @@ class RetrievalModule(L.LightningModule):
         self.log("train/scale", self.model.scale, batch_size=size)
         return loss
 
-    def on_train_epoch_start(self) -> None:
-        """Each epoch draws from a seed of its own, so that a resumed run repeats the uninterrupted one."""
-        torch.manual_seed((self.seed + 1) * 100_003 + self.current_epoch * self.trainer.world_size + self.global_rank)
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Each step draws from a seed of its own, so that a resumed run repeats the uninterrupted one."""
+        torch.manual_seed((self.seed + 1) * 1_000_003 + self.global_step * self.trainer.world_size + self.global_rank)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Clamp the scale to [1, 100] after every step (Radford et al., 2021)."""

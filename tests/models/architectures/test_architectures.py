@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from cliplab.errors import UserError
+from cliplab.models.architectures import architecture_names, read_architecture
+from cliplab.models.clip import CLIP
+
+OWN = "ViT-tiny-8-64"
+
+
+def test_names_are_ours_and_open_clips() -> None:
+    names = architecture_names()
+    assert names == sorted(names) and len(names) == len(set(names))
+    assert {OWN, *open_clip.list_models()} == set(names)
+
+
+def test_our_own_architectures_build() -> None:
+    own = sorted(set(architecture_names()) - set(open_clip.list_models()))
+    assert OWN in own
+    for name in own:
+        config = read_architecture(name)
+        with torch.device("meta"):
+            ours, theirs = CLIP(**config), open_clip.CLIP(**config)
+        assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_open_clips_names_give_open_clips_configuration() -> None:
+    for name in ("ViT-B-32", "ViT-L-14-quickgelu"):
+        assert read_architecture(name) == open_clip.get_model_config(name)
+    read_architecture("ViT-B-32")["quick_gelu"] = True
+    assert "quick_gelu" not in read_architecture("ViT-B-32"), "who changes what was read changes a copy"
+
+
+def test_a_json_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(read_architecture(OWN) | {"embed_dim": 7}))
+    assert read_architecture(str(file)) == read_architecture(OWN) | {"embed_dim": 7}
+
+
+def test_an_unknown_name_is_told_the_closest() -> None:
+    with pytest.raises(UserError, match=r"unknown architecture 'ViT-B32' \(model\.arch\): did you mean 'ViT-B-32'"):
+        read_architecture("ViT-B32")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        ("{", "Expecting property name"),
+        ('{"embed_dim": 3, "text_cfg": {}}', "lacks vision_cfg"),
+        ("[]", "lacks embed_dim, text_cfg, vision_cfg"),
+        ("[{}]", "must be in open_clip's form"),
+        ("3", "must be in open_clip's form"),
+    ],
+)
+def test_a_file_that_is_none_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+    file = tmp_path / "broken.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_architecture(str(file))
+    assert str(file) in str(error.value) and "model.arch" in str(error.value)

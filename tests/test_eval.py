@@ -1,0 +1,63 @@
+"""eval.py where it is not a mirror of training: other configs, zero-shot, foreign checkpoints."""
+
+import json
+
+import pytest
+import torch
+
+from cliplab.errors import UserError
+from tests.test_train import main_of
+
+
+@pytest.fixture(scope="module")
+def run(tiny_config):
+    main_of("train")(["--config", str(tiny_config), "name=evaluated", "trainer.max_epochs=1"])
+    return tiny_config.parent / "runs" / "evaluated"
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_another_protocol_is_measured_beside_the_run(run):
+    main_of("eval")(["--checkpoint", str(run), "data.protocol.gallery=val_split"])
+    found = results_of(run / "eval" / "wardrobe-clip4cir__gallery=val_split_")
+    assert found["protocol"]["gallery"] == "val_split"
+    assert found["data"]["benchmarks"]["dress"]["gallery"] < 30
+    assert results_of(run)["protocol"]["gallery"] == "original_split"
+
+
+def test_another_config_keeps_the_model_of_the_checkpoint(run, tiny_config, tmp_path):
+    other = tmp_path / "captions.yaml"
+    root = results_of(run)["config"]["data"]["root"]
+    other.write_text(
+        f"data: {{name: wardrobe_captions, root: {root}, num_workers: 0}}\ntrainer: {{accelerator: cpu}}\n"
+    )
+    main_of("eval")(["--checkpoint", str(run), "--config", str(other)])
+    assert "test/t2i/R@1" in results_of(run / "eval" / "wardrobe_captions-clip_benchmark")["metrics"]
+
+
+def test_zero_shot_needs_no_checkpoint(tiny_config):
+    main_of("eval")(["--config", str(tiny_config), "name=zero", "model.composer=sum"])
+    assert results_of(tiny_config.parent / "runs" / "zero")["checkpoint"] is None
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(run):
+    with pytest.raises(UserError, match="another architecture") as caught:
+        main_of("eval")(["--checkpoint", str(run), "model.arch=ViT-tiny-8-64"])
+    assert "best.ckpt" in str(caught.value)
+    assert "model.arch" in str(caught.value)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, run):
+    with pytest.raises(UserError, match="neither a checkpoint nor a run"):
+        main_of("eval")(["--checkpoint", str(tmp_path)])
+    file = tmp_path / "weights.ckpt"
+    torch.save({"a": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match="no checkpoint of a run"):
+        main_of("eval")(["--checkpoint", str(file)])
+    file.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes()[:1000])
+    with pytest.raises(UserError, match="can't read the checkpoint"):
+        main_of("eval")(["--checkpoint", str(file)])
+    with pytest.raises(UserError, match="needs --checkpoint"):
+        main_of("eval")([])
