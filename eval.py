@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from cliplab.cli import parse, run_script
+from cliplab.config import load_config
 from cliplab.errors import UserError
 
 
@@ -14,12 +15,19 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("eval.py needs --checkpoint (a run directory or a .ckpt file) or --config FILE for zero-shot")
 
     from cliplab.build import check
-    from cliplab.execute import config_of, evaluate
-    from cliplab.run import checkpoint_of
+    from cliplab.run import checkpoint_of, config_of
 
-    checkpoint = checkpoint_of(given.checkpoint) if given.checkpoint else None
-    config, stored = config_of(checkpoint, given.config, given.overrides)
-    evaluate(config, check(config, train=False), checkpoint, stored)
+    checkpoint, stored = None, None
+    if given.checkpoint is None:
+        config = load_config(given.config, given.overrides)
+    else:
+        checkpoint = checkpoint_of(given.checkpoint)
+        config, stored = config_of(checkpoint, given.config, given.overrides)
+    dataset = check(config, train=False)
+
+    from cliplab.execute import evaluate  # imports lightning: only after everything cheap has been checked
+
+    evaluate(config, dataset, checkpoint, stored)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, run):
     with pytest.raises(UserError, match="no checkpoint of a run"):
         main_of("eval")(["--checkpoint", str(file)])
     file.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes()[:1000])
-    with pytest.raises(UserError, match="can't read the checkpoint"):
+    with pytest.raises(UserError, match="can't read .*weights.ckpt"):
         main_of("eval")(["--checkpoint", str(file)])
     with pytest.raises(UserError, match="needs --checkpoint"):
         main_of("eval")([])

@@ -7,7 +7,8 @@ go into importing lightning.
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ from cliplab.data import DATASETS
 from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.errors import UserError
 from cliplab.losses import LOSS_INPUTS, LOSSES
+from cliplab.models.architectures import read_architecture
+from cliplab.models.checkpoints.open_clip import Weights, check_weights, load_strictly, read_weights
+from cliplab.models.clip import CLIP
 from cliplab.models.composed import PARTS, ComposedRetriever
 from cliplab.models.composers import COMPOSERS
 from cliplab.registry import build_part, check_part, closest, lookup
@@ -45,8 +49,6 @@ def check(config: Config, train: bool = True) -> RetrievalDataset:
     if train:
         _check_monitor(config, dataset.benchmarks(protocol, "val"), protocol)
     if config.model.weights is not None:
-        from cliplab.models.checkpoints.open_clip import check_weights
-
         check_weights(config.model.arch, config.model.weights)
     return dataset
 
@@ -82,35 +84,53 @@ def build_protocol(config: Config) -> Protocol:
     return protocol
 
 
-def build_model(config: Config) -> tuple[ComposedRetriever, Preprocess]:
-    """Towers with their weights, composer, and the preprocessing that belongs to the weights."""
-    from cliplab.models.architectures import read_architecture
-    from cliplab.models.checkpoints.open_clip import load_strictly, read_weights
-    from cliplab.models.clip import CLIP
+def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tuple[ComposedRetriever, BuiltFrom]:
+    """Towers with their weights and the composer, and what they were built from.
 
-    architecture = read_architecture(config.model.arch)
-    weights = read_weights(config.model.arch, config.model.weights) if config.model.weights else None
-    if weights is not None and weights.quick_gelu is not None:
-        architecture["quick_gelu"] = weights.quick_gelu  # the activation belongs to the weights
+    `stored` is what a checkpoint says it was built from: it holds for the architecture of the same name, so that a lone
+    checkpoint keeps the activation and the preprocessing of the weights it started from.
+    """
+    if stored is not None and stored["arch"] == config.model.arch:
+        built_from, weights = BuiltFrom(**stored), None
+    else:
+        built_from, weights = _read_towers(config)
     try:
-        clip = CLIP(**architecture)
+        clip = CLIP(**built_from.architecture)
     except TypeError as error:
         raise UserError(f"model.arch={config.model.arch} has towers that cliplab can't build: {error}") from error
     if weights is not None:
         load_strictly(clip, weights.state_dict, weights.source)
-    else:
+    elif stored is None:
         log.info("model.weights is null: the towers start from random weights")
-    size = architecture["vision_cfg"].get("image_size", 224)
-    preprocess = Preprocess(size=size, **(weights.preprocess if weights else {}))
-    part = config.model.composer
+    part, preprocess = config.model.composer, Preprocess(**built_from.preprocess)
     composer = build_part("composer", COMPOSERS, part, embed_dim=clip.embed_dim) if part is not None else None
     model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, config.model.fixed_scale)
     model.freeze(config.model.freeze)
-    return model, preprocess
+    return model, built_from
+
+
+@dataclass(frozen=True)
+class BuiltFrom:
+    """What a checkpoint needs to be rebuilt alone, in plain builtins: open_clip's config and the preprocessing."""
+
+    arch: str
+    architecture: dict[str, Any]
+    preprocess: dict[str, Any]
+
+
+def _read_towers(config: Config) -> tuple[BuiltFrom, Weights | None]:
+    """The architecture by its name, with the activation and the preprocessing that belong to the weights."""
+    architecture = read_architecture(config.model.arch)
+    weights = read_weights(config.model.arch, config.model.weights) if config.model.weights else None
+    if weights is not None and weights.quick_gelu is not None:
+        architecture["quick_gelu"] = weights.quick_gelu
+    size = architecture["vision_cfg"].get("image_size", 224)
+    preprocess = Preprocess(size=size, **(weights.preprocess if weights else {}))
+    return BuiltFrom(config.model.arch, architecture, asdict(preprocess)), weights
 
 
 def build_datamodule(
-    config: Config, dataset: RetrievalDataset, model: ComposedRetriever, preprocess: Preprocess
+    config: Config, dataset: RetrievalDataset, model: ComposedRetriever, built_from: BuiltFrom
 ) -> RetrievalDataModule:
     """The loaders of a checked data set."""
     from cliplab.data.datamodule import RetrievalDataModule
@@ -124,7 +144,7 @@ def build_datamodule(
     return RetrievalDataModule(
         dataset,
         build_protocol(config),
-        preprocess,
+        Preprocess(**built_from.preprocess),
         Tokenizer(model.clip.text_tower.context_length),
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
@@ -136,13 +156,13 @@ def build_datamodule(
     )
 
 
-def build_module(config: Config, model: ComposedRetriever, preprocess: Preprocess) -> RetrievalModule:
+def build_module(config: Config, model: ComposedRetriever, built_from: BuiltFrom) -> RetrievalModule:
     """Model, loss and optimiser settings as one LightningModule; its hyper-parameters rebuild it from a lone file."""
     from cliplab.training.module import RetrievalModule
 
     options = {key: value for key, value in config.loss.items() if key != "name"}
     loss = partial(LOSSES[config.loss["name"]], **options)
-    hparams = {"config": asdict(config), "preprocess": asdict(preprocess)}
+    hparams = {"config": asdict(config), "built_from": asdict(built_from)}
     module = RetrievalModule(model, loss, config.optim, config.seed)
     module.save_hyperparameters(hparams, logger=False)
     return module

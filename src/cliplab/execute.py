@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
 from cliplab import build, report
-from cliplab.config import Config, merge_config, read_overrides
+from cliplab.config import Config
 from cliplab.data.dataset import RetrievalDataset
-from cliplab.data.images import Preprocess
-from cliplab.errors import UserError
 from cliplab.evaluation.evaluator import RankedBenchmark
 from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
 from cliplab.models.checkpoints.open_clip import load_strictly
 from cliplab.results import write_ranks, write_results
-from cliplab.run import RunDirectory, open_run
+from cliplab.run import RunDirectory, open_run, read_checkpoint
 from cliplab.training.module import RetrievalModule
 
 log = logging.getLogger(__name__)
@@ -31,9 +28,9 @@ def train(config: Config, dataset: RetrievalDataset) -> None:
     started = time.perf_counter()
     run = open_run(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    model, preprocess = build.build_model(config)
-    datamodule = build.build_datamodule(config, dataset, model, preprocess)
-    module = build.build_module(config, model, preprocess)
+    model, built_from = build.build_model(config)
+    datamodule = build.build_datamodule(config, dataset, model, built_from)
+    module = build.build_module(config, model, built_from)
     trainer = build.build_trainer(config, run)
     if trainer.is_global_zero:
         report.console().print(report.parts_table(model.part_parameters(), module.groups()))
@@ -55,15 +52,11 @@ def evaluate(config: Config, dataset: RetrievalDataset, checkpoint: Path | None,
     """Test a checkpoint (or, without one, the weights of the config) and leave results.json, ranks and pictures."""
     started = time.perf_counter()
     L.seed_everything(config.seed, workers=True, verbose=False)
-    if checkpoint is not None:
-        config.model.weights = None  # the checkpoint holds them
-    model, preprocess = build.build_model(config)
-    if stored is not None:
-        preprocess = Preprocess(**stored["hyper_parameters"]["preprocess"])
-    module = build.build_module(config, model, preprocess)
+    model, built_from = build.build_model(config, stored and stored["hyper_parameters"]["built_from"])
+    module = build.build_module(config, model, built_from)
     if stored is not None:
         load_strictly(module, stored["state_dict"], str(checkpoint))
-    datamodule = build.build_datamodule(config, dataset, model, preprocess)
+    datamodule = build.build_datamodule(config, dataset, model, built_from)
     run = RunDirectory(evaluation_folder(config, datamodule.protocol.name, checkpoint))
     trainer = build.build_evaluator(config, run)
     seconds = {"set-up": time.perf_counter() - started}
@@ -72,36 +65,6 @@ def evaluate(config: Config, dataset: RetrievalDataset, checkpoint: Path | None,
     if trainer.is_global_zero:
         run.path.mkdir(parents=True, exist_ok=True)
         finish(run, config, module, dataset, seconds, checkpoint=checkpoint, selection="given")
-
-
-def config_of(checkpoint: Path | None, path: str | None, overrides: list[str]) -> tuple[Config, dict[str, Any] | None]:
-    """The config of an evaluation: of the checkpoint, or of a file with the checkpoint's model; overrides win."""
-    from cliplab.config import load_config
-
-    if checkpoint is None:
-        assert path is not None
-        return load_config(path, overrides), None
-    stored = read_checkpoint(checkpoint)
-    own = stored["hyper_parameters"]["config"]
-    if path is None:
-        layers = [(str(checkpoint), own), ("command line", read_overrides(overrides))]
-        return merge_config(layers), stored
-    config = load_config(path, overrides)
-    layers = [(str(checkpoint), own["model"]), ("command line", read_overrides(overrides).get("model", {}))]
-    model = merge_config([(source, {"model": layer}) for source, layer in layers]).model
-    config.model = model
-    return config, stored
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of a run, as plain builtins and tensors. Raises UserError for anything else."""
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch.load raises many kinds for a damaged or foreign file
-        raise UserError(f"can't read the checkpoint {path}: {type(error).__name__}: {error}") from error
-    if not isinstance(stored, dict) or "config" not in stored.get("hyper_parameters", {}):
-        raise UserError(f"{path} is no checkpoint of a run here; give plain weights as model.weights with --config")
-    return stored
 
 
 def load_checkpoint(module: RetrievalModule, path: Path) -> None:

@@ -6,6 +6,7 @@ written.
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from cliplab.config import Config
+from cliplab.config import Config, load_config, merge_config, read_overrides
 from cliplab.errors import UserError
+from cliplab.models.checkpoints.torch_file import read_torch_file
 
 log = logging.getLogger(__name__)
 
@@ -107,3 +109,26 @@ def checkpoint_of(path: str | Path) -> Path:
             return checkpoint
     runs = ", ".join(str(p.parents[1]) for p in sorted(path.parent.glob("*/checkpoints/*.ckpt"))) or "none"
     raise UserError(f"{path} is neither a checkpoint nor a run directory with checkpoints/; runs beside it: {runs}")
+
+
+def config_of(checkpoint: Path, path: str | None, overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """The config of an evaluation, and the checkpoint's contents.
+
+    It is the checkpoint's own config, or a file's with the model of the checkpoint; overrides win.
+    """
+    stored = read_checkpoint(checkpoint)
+    own, typed = stored["hyper_parameters"]["config"], read_overrides(overrides)
+    layers = [(str(checkpoint), own)]
+    if path is not None:
+        layers = [(path, asdict(load_config(path))), (str(checkpoint), {"model": own["model"]})]
+    config = merge_config([*layers, ("command line", typed)])
+    config.model.weights = None  # the checkpoint holds them
+    return config, stored
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run, as plain builtins and tensors. Raises UserError for anything else."""
+    stored = read_torch_file(path)
+    if not isinstance(stored, dict) or "config" not in stored.get("hyper_parameters", {}):
+        raise UserError(f"{path} is no checkpoint of a run here; give plain weights as model.weights with --config")
+    return stored

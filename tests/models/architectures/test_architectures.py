@@ -53,8 +53,8 @@ def test_an_unknown_name_is_told_the_closest() -> None:
         ("{", "Expecting property name"),
         ('{"embed_dim": 3, "text_cfg": {}}', "lacks vision_cfg"),
         ("[]", "lacks embed_dim, text_cfg, vision_cfg"),
-        ("[{}]", "must be in open_clip's form"),
-        ("3", "must be in open_clip's form"),
+        ("[{}]", "open_clip's form"),
+        ("3", "open_clip's form"),
     ],
 )
 def test_a_file_that_is_none_is_named(tmp_path: Path, content: str | None, message: str) -> None:

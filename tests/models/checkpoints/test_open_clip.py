@@ -89,7 +89,7 @@ class TestReadStateDict:
         with pytest.raises(UserError, match="pickled code, which is never run") as error:
             read_state_dict(file)
         assert str(file) in str(error.value)
-        file.write_bytes(pickle.dumps(Code()))
+        file.write_bytes(pickle.dumps(Code(), protocol=2))
         with pytest.raises(UserError):
             read_state_dict(file)
         assert not trace.exists()
@@ -107,9 +107,9 @@ class TestReadStateDict:
     def test_a_web_page_in_place_of_weights_is_no_pickled_code(self, tmp_path: Path) -> None:
         file = tmp_path / "weights.bin"
         file.write_text("<!DOCTYPE html><html><body>404</body></html>")
-        with pytest.raises(UserError, match="can't read the weights file") as error:
+        with pytest.raises(UserError) as error:
             read_state_dict(file)
-        assert str(file) in str(error.value)
+        assert str(file) in str(error.value) and "pickled code" not in str(error.value)
 
 
 class TestReadWeights:

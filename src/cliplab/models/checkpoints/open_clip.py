@@ -1,15 +1,14 @@
 """OpenCLIP weights: a pretrained tag or a file (.safetensors or a state dict); pickled code is never run."""
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cliplab.errors import UserError
+from cliplab.models.checkpoints.torch_file import read_torch_file
 from cliplab.registry import closest
 
 FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -66,23 +65,7 @@ def read_weights(arch: str, weights: str) -> Weights:
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by open_clip key; wrappers (`state_dict`, `module.`) are removed. Raises UserError naming the file."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is no plain state dict: it holds pickled code, which is never run ({error})"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"can't read the weights file {path}: {error}. Is it complete?") from error
-    except Exception as error:  # noqa: BLE001 - safetensors has an exception class of its own
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(f"can't read the weights file {path}: {error}. Is it complete?") from error
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} holds no state dict (a mapping of names to tensors)")
@@ -90,6 +73,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if any(key.startswith(prefix) for key in content):
             content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
     return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"can't read {path}: {error}. Is the file complete?") from error
 
 
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:

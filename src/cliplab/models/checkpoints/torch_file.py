@@ -1,0 +1,26 @@
+"""Files written by torch.save, read without running any pickled code."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cliplab.errors import UserError
+
+# What torch.load raises for files that are cut off, of another kind or damaged inside.
+_DAMAGED = (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
+
+
+def read_torch_file(path: Path) -> Any:
+    """Tensors and plain builtins on the CPU (`weights_only`). Raises UserError naming the file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"can't read {path}: it is damaged or holds pickled code, which is never run ({reason})"
+        ) from error
+    except _DAMAGED as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"can't read {path}: {reason}. Is the file complete?") from error
