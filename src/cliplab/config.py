@@ -119,7 +119,8 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if "=" not in override or override.startswith("-"):
             raise UserError(f"'{override}' is not an override; write key=value, for example optim.lr=1e-4")
     try:
-        return _plain(OmegaConf.from_dotlist(list(overrides)))
+        layers = [_name_parts(_plain(OmegaConf.from_dotlist([override])), Config) for override in overrides]
+        return _plain(OmegaConf.merge({}, *layers))  # options of a part and its name belong together in any order
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"can't read the overrides {' '.join(overrides)}: {error}") from error
 
@@ -143,10 +144,9 @@ def merge_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = OmegaConf.load(path)
-    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        plain = _plain(OmegaConf.load(path))
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not readable YAML: {error}") from error
-    plain = _plain(content)
     if not isinstance(plain, dict):
         raise UserError(f"{path} must hold a mapping of config keys, not a list")
     return plain
@@ -190,7 +190,8 @@ def _check_keys(layer: Mapping[str, Any], schema: type, prefix: str, source: str
             raise UserError(f"{source}: unknown key '{prefix}{key}': {hint}")
         nested = sections[key]
         if nested is PART:
-            if value is not None and not isinstance(value, str | dict):
+            optional = getattr(schema(), key) is None
+            if not isinstance(value, str | dict) and not (value is None and optional):
                 raise UserError(
                     f"{source}: key '{prefix}{key}' must be a name or a mapping {{name: ...}}, got {value!r}"
                 )
@@ -209,9 +210,23 @@ def _merge(base: dict[str, Any], layer: Mapping[str, Any], schema: type) -> dict
             merged[key] = _merge_part(merged.get(key, _default_part(schema, key)), value)
         elif nested:
             merged[key] = _merge(merged.get(key, {}), value, nested)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merged[key] | value
         else:
             merged[key] = value
     return merged
+
+
+def _name_parts(layer: dict[str, Any], schema: type) -> dict[str, Any]:
+    """`{composer: tirg}` -> `{composer: {name: tirg}}`."""
+    named = dict(layer)
+    for key, nested in _sections(schema).items():
+        value = named.get(key)
+        if nested is PART and isinstance(value, str):
+            named[key] = {"name": value}
+        elif nested is not PART and nested and isinstance(value, dict):
+            named[key] = _name_parts(value, nested)
+    return named
 
 
 def _default_part(schema: type, key: str) -> Part | None:

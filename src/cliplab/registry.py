@@ -42,6 +42,10 @@ def check_part(kind: str, registry: Registry, part: Mapping[str, Any], given: Co
 
     `given` are the parameters that the builder supplies; they are no options of the user.
     """
+    part = {str(key): value for key, value in part.items()}  # YAML reads `on: 1` with the key True
+    for key in part:
+        if ":" in key:
+            raise UserError(f"{kind}: '{key}' is no option; YAML needs a space after the colon, {{name: value}}")
     name = part.get("name")
     target = lookup(kind, registry, name)
     options = {
@@ -53,10 +57,6 @@ def check_part(kind: str, registry: Registry, part: Mapping[str, Any], given: Co
     for key, value in part.items():
         if key == "name":
             continue
-        if ":" in key:
-            raise UserError(
-                f"{kind} '{name}': '{key}' is no option; YAML needs a space after the colon, {{name: value}}"
-            )
         if key not in options:
             hint = closest(key, options) if options else "it has no options"
             raise UserError(f"{kind} '{name}' has no option '{key}': {hint}")

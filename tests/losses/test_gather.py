@@ -1,10 +1,10 @@
-from collections.abc import Iterator
-from pathlib import Path
+import functools
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.processes import in_processes
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -97,25 +97,22 @@ def step(rank: int, world: int) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def found(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2]))
-        from tests.processes import in_processes
-
-        yield in_processes(step, request.param, request.param)
+@functools.cache
+def outcomes(world: int) -> list[dict[str, Any]]:
+    """By rank; the processes run once for all tests."""
+    return in_processes(step, world, world)
 
 
-@pytest.mark.parametrize(("found", "way"), WAYS, indirect=["found"])
+@pytest.mark.parametrize(("world", "way"), WAYS)
 @pytest.mark.parametrize("form", FORMS)
-def test_gradients_are_those_of_one_process(found: list[dict[str, Any]], form: str, way: str) -> None:
+def test_gradients_are_those_of_one_process(world: int, way: str, form: str) -> None:
     towers = Towers()
-    query, target, scale = towers(*joint_batch(len(found)))
+    query, target, scale = towers(*joint_batch(world))
     scores = towers.score(query, target) if way == "joint score" else query @ target.T
     loss = cross_entropy(scale * scores, FORMS[form])
     loss.backward()
     expected = gradients(towers)
-    for outcome in found:
+    for outcome in outcomes(world):
         assert outcome[f"{form} {way}"]["loss"] == pytest.approx(loss.item(), rel=1e-10)
         given = outcome[f"{form} {way}"]["gradients"]
         assert given.keys() == expected.keys()
@@ -124,15 +121,16 @@ def test_gradients_are_those_of_one_process(found: list[dict[str, Any]], form: s
             torch.testing.assert_close(given[name], gradient, rtol=1e-6, atol=1e-12, msg=name)
 
 
-def test_rows_come_in_rank_order(found: list[dict[str, Any]]) -> None:
-    queries, _ = joint_batch(len(found))
-    assert all(torch.equal(outcome["gathered"], queries[:, :2]) for outcome in found)
+@pytest.mark.parametrize("world", [2, 3])
+def test_rows_come_in_rank_order(world: int) -> None:
+    queries, _ = joint_batch(world)
+    assert all(torch.equal(outcome["gathered"], queries[:, :2]) for outcome in outcomes(world))
 
 
-def test_the_backward_pass_leaves_the_incoming_gradient_alone(found: list[dict[str, Any]]) -> None:
-    world = len(found)
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_backward_pass_leaves_the_incoming_gradient_alone(world: int) -> None:
     gathered = torch.arange(1.0, world + 1).repeat_interleave(2)
-    for rank, outcome in enumerate(found):
+    for rank, outcome in enumerate(outcomes(world)):
         x, w = outcome["shared"]
         torch.testing.assert_close(x, world * 2 * gathered[2 * rank : 2 * rank + 2])
         torch.testing.assert_close(w, 2 * gathered)

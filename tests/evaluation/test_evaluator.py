@@ -1,0 +1,252 @@
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+
+from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
+from cliplab.data.dataset import GALLERY_FEATURES, QUERY_FEATURES
+from cliplab.evaluation.evaluator import Evaluator, RankedBenchmark, average_wordings, excluded_rows
+from cliplab.evaluation.ranking import CosineScorer, JointScorer
+from tests.processes import in_processes
+
+G, D = 9, 6
+QUERY_IDS = [0, 0, 1, 2, 2, 2, 3, 4]  # queries 0 and 2 are asked in several wordings
+REFERENCES = {0: 5, 1: -1, 2: 8, 3: 3, 4: 0}
+POSITIVES = [[1], [2, 4], [7], [3, 6], [4]]  # the reference of query 3 is a positive of its own
+
+
+def make_benchmark(protocol: Protocol, transpose: bool = False) -> Benchmark:
+    rows = len(QUERY_IDS)
+    queries = {
+        "query_id": QUERY_IDS,
+        "reference_id": [REFERENCES[query_id] for query_id in QUERY_IDS],
+        "image": [None] * rows,
+        "text": [f"wording {row}" for row in range(rows)],
+    }
+    gallery = {"id": [f"picture {row}" for row in range(G)], "image": [None] * G, "text": [None] * G}
+    return Benchmark(
+        name="t2i" if transpose else "dress",
+        protocol=protocol,
+        queries=Dataset.from_dict(queries, features=QUERY_FEATURES),
+        gallery=Dataset.from_dict(gallery, features=GALLERY_FEATURES),
+        positives=POSITIVES,
+        query_names=[f"query {query_id}" for query_id in range(5)],
+        transpose=make_transpose(protocol) if transpose else None,
+    )
+
+
+def make_transpose(protocol: Protocol) -> Benchmark:
+    """Pictures ask, the five queries are the gallery."""
+    queries = {
+        "query_id": list(range(G)),
+        "reference_id": [-1] * G,
+        "image": [f"{row}.png" for row in range(G)],
+        "text": [None] * G,
+    }
+    gallery = {"id": [f"query {row}" for row in range(5)], "image": [None] * 5, "text": ["a text"] * 5}
+    return Benchmark(
+        "i2t",
+        protocol,
+        Dataset.from_dict(queries, features=QUERY_FEATURES),
+        Dataset.from_dict(gallery, features=GALLERY_FEATURES),
+        [[row % 5, (row + 1) % 5] for row in range(G)],
+        [f"picture {row}" for row in range(G)],
+    )
+
+
+def embeddings(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows, gallery = (torch.randn(count, D, generator=generator) for count in (len(QUERY_IDS), G))
+    return F.normalize(rows, dim=-1), F.normalize(gallery, dim=-1)
+
+
+def averaged(rows: Tensor) -> Tensor:
+    """By query id: the mean of its wordings, normalised; written as loops."""
+    means = []
+    for query_id in range(5):
+        wordings = [rows[row] for row, found in enumerate(QUERY_IDS) if found == query_id]
+        mean = sum(wordings) / len(wordings)
+        means.append(mean / mean.norm(dim=-1, keepdim=True))
+    return torch.stack(means)
+
+
+def ranks_by_hand(queries: Tensor, gallery: Tensor, positives: list[list[int]], kept_out: Mapping[int, int]) -> list:
+    ranks = []
+    for query_id, query in enumerate(queries):
+        scores = (gallery.double() @ query.double()).tolist()
+        best = max(scores[row] for row in positives[query_id])
+        others = [row for row in range(len(gallery)) if row not in positives[query_id] + [kept_out.get(query_id)]]
+        ranks.append(1 + sum(scores[row] >= best for row in others))
+    return ranks
+
+
+def evaluate(benchmark: Benchmark, rows: Tensor, gallery: Tensor) -> dict[str, RankedBenchmark]:
+    evaluator = Evaluator(benchmark)
+    for part in torch.arange(len(rows)).split(3):
+        evaluator.add_queries(part, {"": rows[part]})
+    for part in torch.arange(G).flip(0).split(4):
+        evaluator.add_gallery(part, gallery[part])
+    return evaluator.finish()[""]
+
+
+def test_the_wordings_of_a_query_are_averaged() -> None:
+    rows, gallery = embeddings()
+    (ranked,) = evaluate(make_benchmark(PROTOCOLS["searle"]), rows, gallery).values()
+    torch.testing.assert_close(ranked.queries, averaged(rows))
+    ranks = ranks_by_hand(averaged(rows), gallery, POSITIVES, {})
+    assert ranked.ranks_under_protocol().tolist() == ranks
+    assert ranked.metrics["R@10"] == 100 and ranked.metrics["mean_rank"] == pytest.approx(sum(ranks) / 5)
+    first = torch.stack([rows[QUERY_IDS.index(query_id)] for query_id in range(5)])
+    assert ranks != ranks_by_hand(first, gallery, POSITIVES, {}), "the case must be worth it"
+
+
+def test_one_wording_keeps_its_embedding_bit_for_bit() -> None:
+    rows = torch.randn(5, D)  # not of unit length, to see that nothing is done to them
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert torch.equal(average_wordings(rows, order)[order], rows)
+    pairs = torch.randn(4, 2, D)
+    mean = average_wordings(pairs, torch.tensor([0, 1, 0, 1]))
+    torch.testing.assert_close(mean, F.normalize(torch.stack([pairs[0] + pairs[2], pairs[1] + pairs[3]]), dim=-1))
+
+
+def test_rows_come_in_any_order_and_more_than_once() -> None:
+    benchmark = make_benchmark(PROTOCOLS["clip4cir"])
+    rows, gallery = embeddings()
+    expected = evaluate(benchmark, rows, gallery)["dress"]
+    evaluator = Evaluator(benchmark)
+    for part in ([6, 1, 0], [7, 6, 2], [3, 5, 4, 0]):
+        evaluator.add_queries(torch.tensor(part), {"": rows[part]})
+    for part in ([8, 8, 0, 3], [1, 2, 7], [4, 5, 6, 0]):
+        evaluator.add_gallery(torch.tensor(part), gallery[part])
+    found = evaluator.finish()[""]["dress"]
+    assert torch.equal(found.queries, expected.queries) and torch.equal(found.gallery, gallery)
+    assert torch.equal(found.ranks.pessimistic, expected.ranks.pessimistic)
+    assert found.metrics == expected.metrics
+
+
+def test_a_row_that_is_missing_is_an_error() -> None:
+    rows, gallery = embeddings()
+    evaluator = Evaluator(make_benchmark(PROTOCOLS["clip4cir"]))
+    evaluator.add_queries(torch.arange(7), {"": rows[:7]})
+    evaluator.add_gallery(torch.arange(G), gallery)
+    with pytest.raises(AssertionError, match="8 rows expected, 7 embedded"):
+        evaluator.finish()
+
+
+def test_the_reference_is_kept_out_where_the_protocol_says_so() -> None:
+    kept, dropped = make_benchmark(PROTOCOLS["clip4cir"]), make_benchmark(PROTOCOLS["covr"])
+    assert excluded_rows(kept) == [[]] * 5
+    assert excluded_rows(dropped) == [[5], [], [8], [], [0]], "no reference and a positive one exclude nothing"
+    rows, gallery = embeddings()
+    gallery[[5, 8, 0]] = averaged(rows)[[0, 2, 4]]  # the references are what the queries look like
+    with_reference = evaluate(kept, rows, gallery)["dress"]
+    without = evaluate(dropped, rows, gallery)["dress"]
+    kept_out = {0: 5, 2: 8, 4: 0}
+    assert with_reference.ranks.pessimistic.tolist() == ranks_by_hand(averaged(rows), gallery, POSITIVES, {})
+    assert without.ranks.pessimistic.tolist() == ranks_by_hand(averaged(rows), gallery, POSITIVES, kept_out)
+    assert (with_reference.ranks.pessimistic - without.ranks.pessimistic)[[0, 2, 4]].tolist() == [1, 1, 1]
+    assert with_reference.nearest([0, 2, 4], 1).flatten().tolist() == [5, 8, 0]
+    assert not set(without.nearest([0, 2, 4], 1).flatten().tolist()) & {5, 8, 0}
+
+
+def test_the_transpose_is_ranked_from_the_same_embeddings() -> None:
+    benchmark = make_benchmark(PROTOCOLS["clip_benchmark"], transpose=True)
+    rows, gallery = embeddings()
+    found = evaluate(benchmark, rows, gallery)
+    assert found.keys() == {"t2i", "i2t"}
+    queries, transpose = averaged(rows), benchmark.directions[1]
+    assert found["t2i"].ranks.pessimistic.tolist() == ranks_by_hand(queries, gallery, POSITIVES, {})
+    assert found["i2t"].ranks.pessimistic.tolist() == ranks_by_hand(gallery, queries, transpose.positives, {})
+    assert found["i2t"].benchmark is transpose
+
+
+def test_the_tie_rule_of_the_protocol() -> None:
+    rows, _ = embeddings()
+    same = F.normalize(torch.ones(G, D), dim=-1)
+    for ties, rank in (("pessimistic", 9.0), ("optimistic", 1.0), ("mean", 5.0)):
+        ranked = evaluate(make_benchmark(Protocol(ties=ties)), rows, same)["dress"]
+        assert ranked.ranks_under_protocol()[0] == rank
+        assert ranked.metrics["median_rank"] == rank
+
+
+class Bilinear(nn.Module):
+    """Scores pairs [Q, 2, D] jointly with the gallery."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.weight = nn.Parameter(torch.randn(D, D))
+
+    def score(self, query: Tensor, gallery: Tensor) -> Tensor:
+        return query[:, 0] @ gallery.T + query[:, 1] @ self.weight @ gallery.T
+
+
+def make_evaluator() -> Evaluator:
+    scorers = {"": JointScorer(Bilinear()), "image_only": CosineScorer()}
+    return Evaluator(make_benchmark(PROTOCOLS["searle"]), scorers)
+
+
+def label_embeddings() -> dict[str, Tensor]:
+    return {"": torch.stack([embeddings(1)[0], embeddings(2)[0]], dim=1), "image_only": embeddings(3)[0]}
+
+
+def add(evaluator: Evaluator, query_rows: list[int], gallery_rows: list[int]) -> None:
+    """A process without rows calls nothing."""
+    if query_rows:
+        given = {label: rows[query_rows] for label, rows in label_embeddings().items()}
+        evaluator.add_queries(torch.tensor(query_rows), given)
+    if gallery_rows:
+        evaluator.add_gallery(torch.tensor(gallery_rows), embeddings(1)[1][gallery_rows])
+
+
+def summary(evaluator: Evaluator) -> dict[str, Any]:
+    found = {label: outcome["dress"] for label, outcome in evaluator.finish().items()}
+    return {
+        label: (ranked.metrics, ranked.ranks.pessimistic.tolist(), ranked.ranks.ties.tolist(), ranked.queries)
+        for label, ranked in found.items()
+    }
+
+
+SHARES = {  # what each of two processes embeds: rows of the queries, rows of the gallery
+    "no queries on the second": (([*range(8)], [0, 2, 4, 6, 8]), ([], [1, 3, 5, 7])),
+    "nothing on the first": (([], []), ([*range(8)], [*range(9)])),
+    "a sampler that repeats": (([0, 2, 4, 6], [0, 2, 4, 6, 8]), ([1, 3, 5, 7], [1, 3, 5, 7, 0])),
+}
+
+
+def of_one_process(rank: int) -> dict[str, Any]:
+    found = {}
+    for name, shares in SHARES.items():
+        evaluator = make_evaluator()
+        add(evaluator, *shares[rank])
+        found[name] = summary(evaluator)
+    return found
+
+
+def test_labels_are_ranked_by_their_own_scorers() -> None:
+    evaluator = make_evaluator()
+    add(evaluator, [*range(8)], [*range(9)])
+    found = {label: outcome["dress"] for label, outcome in evaluator.finish().items()}
+    rows, gallery = label_embeddings(), embeddings(1)[1]
+    assert found["image_only"].ranks.pessimistic.tolist() == ranks_by_hand(
+        averaged(rows["image_only"]), gallery, POSITIVES, {}
+    )
+    pairs = averaged(rows[""])
+    single = pairs[:, 0] + pairs[:, 1] @ Bilinear().weight.detach()
+    assert found[""].ranks.pessimistic.tolist() == ranks_by_hand(single, gallery, POSITIVES, {})
+
+
+def test_two_processes_rank_as_one_does() -> None:
+    alone = make_evaluator()
+    add(alone, [*range(8)], [*range(9)])
+    expected = summary(alone)
+    for outcome in in_processes(of_one_process, 2):
+        for name in SHARES:
+            for label, (metrics, ranks, ties, queries) in expected.items():
+                found = outcome[name][label]
+                assert found[:3] == (metrics, ranks, ties), (name, label)
+                assert torch.equal(found[3], queries), (name, label)

@@ -1,0 +1,173 @@
+import statistics
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cliplab.evaluation.metrics import RetrievalMetric, bootstrap_intervals, recalls, with_mean
+from tests.processes import in_processes
+
+SHARE = {"pessimistic": 0.0, "mean": 0.5, "optimistic": 1.0}
+
+
+def make_rows(count: int = 41) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, pessimistic ranks, ties (fewer than the rank)."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randperm(count, generator=generator)
+    ranks = torch.randint(1, 30, (count,), generator=generator)
+    ties = (ranks - 1) * torch.randint(0, 2, (count,), generator=generator) // 2
+    return ids, ranks, ties
+
+
+def loop(ranks: list[float], recall_at: tuple[int, ...]) -> dict[str, float]:
+    found = {f"R@{k}": 100 * sum(rank <= k for rank in ranks) / len(ranks) for k in recall_at}
+    return found | {"median_rank": statistics.median(ranks), "mean_rank": statistics.mean(ranks)}
+
+
+@pytest.mark.parametrize("rule", SHARE)
+@pytest.mark.parametrize("count", [40, 41])
+def test_values_are_a_loops_under_every_tie_rule(rule: str, count: int) -> None:
+    ids, ranks, ties = make_rows(count)
+    metric = RetrievalMetric((1, 5, 10), rule)
+    for rows in torch.arange(count).split(7):
+        metric.update(ids[rows], ranks[rows], ties[rows])
+    found = {key: float(value) for key, value in metric.compute().items()}
+    under_rule = [r - SHARE[rule] * t for r, t in zip(ranks.tolist(), ties.tolist(), strict=True)]
+    expected = loop(under_rule, (1, 5, 10))
+    if rule == "pessimistic":
+        best = loop([r - t for r, t in zip(ranks.tolist(), ties.tolist(), strict=True)], (1, 5, 10))
+        differing = {key: best[key] for key in ("R@1", "R@5", "R@10") if best[key] != expected[key]}
+        assert differing, "the case must be worth it"
+        expected |= {f"{key}_optimistic": value for key, value in differing.items()}
+    assert found == pytest.approx(expected)
+
+
+def test_a_query_that_came_twice_counts_once() -> None:
+    ids, ranks, ties = make_rows()
+    once, twice = RetrievalMetric(), RetrievalMetric()
+    once.update(ids, ranks, ties)
+    twice.update(ids, ranks, ties)
+    twice.update(ids[:9], ranks[:9], ties[:9])
+    assert {k: float(v) for k, v in twice.compute().items()} == {k: float(v) for k, v in once.compute().items()}
+    order = ids.argsort()
+    for table in (once.table(), twice.table()):
+        assert all(torch.equal(a, b) for a, b in zip(table, (ids[order], ranks[order], ties[order]), strict=True))
+
+
+def test_ties_may_be_left_away() -> None:
+    metric = RetrievalMetric((1,))
+    metric.update(torch.tensor([4, 2]), torch.tensor([1, 3]))
+    assert {key: float(value) for key, value in metric.compute().items()} == {
+        "R@1": 50,
+        "median_rank": 2,
+        "mean_rank": 2,
+    }
+    assert metric.table()[2].tolist() == [0, 0]
+
+
+def test_reset_forgets() -> None:
+    metric = RetrievalMetric((1,))
+    metric.update(torch.tensor([0]), torch.tensor([9]))
+    metric.reset()
+    assert [len(column) for column in metric.table()] == [0, 0, 0]
+    metric.update(torch.tensor([0]), torch.tensor([1]))
+    assert float(metric.compute()["R@1"]) == 100
+
+
+def test_recalls_in_percent() -> None:
+    rank = torch.tensor([1.0, 2.0, 2.5, 11.0], dtype=torch.float64)
+    assert {key: float(value) for key, value in recalls(rank, (1, 2, 10)).items()} == {
+        "R@1": 25,
+        "R@2": 50,
+        "R@10": 75,
+    }
+
+
+def in_one_of_two(rank: int, case: str) -> dict[str, Any]:
+    """`uneven`: the second process has no rows and never calls update; `shared`: the rows overlap."""
+    ids, ranks, ties = make_rows()
+    metric = RetrievalMetric()
+    if case == "uneven" and rank == 0:
+        metric.update(ids, ranks, ties)
+    if case == "shared":
+        part = slice(0, 25) if rank == 0 else slice(16, None)
+        metric.update(ids[part], ranks[part], ties[part])
+    first = {key: float(value) for key, value in metric.compute().items()}
+    with metric.sync_context():
+        table = [column.tolist() for column in metric.table()]
+    metric.update(torch.tensor([100 + rank]), torch.tensor([1]))
+    return {"metrics": first, "table": table, "mean_rank_later": float(metric.compute()["mean_rank"])}
+
+
+def both_cases(rank: int) -> dict[str, dict[str, Any]]:
+    return {case: in_one_of_two(rank, case) for case in ("uneven", "shared")}
+
+
+def test_two_processes_measure_what_one_does() -> None:
+    ids, ranks, ties = make_rows()
+    alone = RetrievalMetric()
+    alone.update(ids, ranks, ties)
+    expected = {key: float(value) for key, value in alone.compute().items()}
+    table = [column.tolist() for column in alone.table()]
+    later = (int(ranks.sum()) + 2) / (len(ranks) + 2)
+    for outcome in in_processes(both_cases, 2):
+        for case in ("uneven", "shared"):
+            assert outcome[case]["metrics"] == expected, case
+            assert outcome[case]["table"] == table, case
+            assert outcome[case]["mean_rank_later"] == pytest.approx(later), case
+
+
+def test_with_mean() -> None:
+    found = with_mean(
+        {
+            "dress": {"R@10": 10.0, "R@50": 30.0, "median_rank": 7.0, "R@10_optimistic": 11.0},
+            "shirt": {"R@10": 40.0, "R@50": 80.0, "median_rank": 3.0},
+        }
+    )
+    assert found == {
+        "dress/R@10": 10.0,
+        "dress/R@50": 30.0,
+        "dress/median_rank": 7.0,
+        "dress/R@10_optimistic": 11.0,
+        "shirt/R@10": 40.0,
+        "shirt/R@50": 80.0,
+        "shirt/median_rank": 3.0,
+        "mean/R@10": 25.0,
+        "mean/R@50": 55.0,
+        "mean/Avg": 40.0,
+    }
+    assert with_mean({"t2i": {"R@1": 10.0, "R@10": 40.0}}) == {
+        "t2i/R@1": 10.0,
+        "t2i/R@10": 40.0,
+        "mean/R@1": 10.0,
+        "mean/R@10": 40.0,
+    }
+
+
+def test_intervals_are_those_of_real_resampling() -> None:
+    rng = np.random.default_rng(0)
+    ranks = {"dress": torch.from_numpy(rng.integers(1, 60, 150)), "shirt": torch.from_numpy(rng.integers(1, 25, 220))}
+    found = bootstrap_intervals(ranks, (10, 50))
+    assert found.keys() == {f"{name}/R@{k}" for name in ("dress", "shirt", "mean") for k in (10, 50)}
+    for k in (10, 50):
+        draws = {}
+        for name, rank in ranks.items():
+            sample = rng.integers(0, len(rank), (8000, len(rank)))
+            draws[name] = 100 * (rank.numpy()[sample] <= k).mean(axis=1)
+        draws["mean"] = (draws["dress"] + draws["shirt"]) / 2
+        for name, values in draws.items():
+            low, high = found[f"{name}/R@{k}"]
+            assert [low, high] == pytest.approx(np.percentile(values, [2.5, 97.5]).tolist(), abs=0.8), (name, k)
+            assert isinstance(low, float) and low <= values.mean() <= high
+    mean, dress = found["mean/R@10"], found["dress/R@10"]
+    assert mean[1] - mean[0] < dress[1] - dress[0], "the mean of two benchmarks is surer than one"
+
+
+def test_intervals_depend_on_the_seed_alone() -> None:
+    ranks = {"t2i": torch.arange(1, 101)}
+    assert bootstrap_intervals(ranks, (10,), seed=3) == bootstrap_intervals(ranks, (10,), seed=3)
+    draws = {tuple(bootstrap_intervals(ranks, (37,), seed, samples=200)["t2i/R@37"]) for seed in range(5)}
+    assert len(draws) > 1
+    assert bootstrap_intervals({"t2i": torch.ones(9)}, (1,)) == {"t2i/R@1": [100, 100], "mean/R@1": [100, 100]}

@@ -1,0 +1,68 @@
+"""What the README shows is true: its commands parse, its example runs, its budgets hold."""
+
+import re
+import shlex
+
+import pytest
+import torch
+
+from cliplab import build
+from cliplab.benchmark import PROTOCOLS
+from cliplab.config import load_config
+from cliplab.data.stand_ins import main as stand_ins
+from cliplab.models.clip import CLIP
+from cliplab.models.composed import ComposedRetriever
+from cliplab.models.composers import COMPOSERS
+from cliplab.registry import build_part
+from tests.conftest import ROOT, TINY
+
+README = (ROOT / "README.md").read_text()
+BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+COMMANDS = [shlex.split(line, comments=True) for line in BASH if line.startswith("python ")]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words)[:60])
+def test_commands_name_scripts_configs_and_keys_that_exist(words):
+    if words[1] == "-m":
+        assert words[2] in ("venv", "cliplab.data.stand_ins")
+        if words[2] != "venv":
+            with pytest.raises(SystemExit) as stopped:
+                stand_ins(["--help"])
+            assert stopped.value.code == 0
+        return
+    assert (ROOT / words[1]).is_file()
+    config = words[words.index("--config") + 1] if "--config" in words else "configs/quickstart.yaml"
+    build.check_parts(load_config(ROOT / config, [word for word in words if "=" in word]))
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"`?make (\w+)", README)) <= targets
+
+
+def test_protocol_table_has_every_protocol():
+    table = README.split("### Protocols")[1].split("## Tree")[0]
+    assert {name for name in PROTOCOLS if f"`{name}`" in table} == set(PROTOCOLS)
+
+
+def test_the_example_composer_works_and_its_options_are_checked():
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    namespace: dict = {}
+    exec(code, namespace)
+    composers = COMPOSERS | {"weighted": namespace["Weighted"]}
+    composer = build_part("composer", composers, {"name": "weighted", "text_weight": 0.7}, embed_dim=16)
+    model = ComposedRetriever(CLIP(**TINY), composer, (0.5,) * 3, (0.5,) * 3)
+    query = {
+        "image": torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8),
+        "text": torch.randint(1, 49000, (2, 32)),
+    }
+    torch.testing.assert_close(model.encode_query(query).norm(dim=-1), torch.ones(2))
+    with pytest.raises(ValueError, match="did you mean 'text_weight'"):
+        build_part("composer", composers, {"name": "weighted", "text_wieght": 0.7})
+
+
+def test_a_reader_finds_things_early():
+    lines = README.splitlines()
+    assert lines.index("## Install") < 30
+    assert lines.index("## Run") < 40
+    assert lines.index("## Results") < 60
