@@ -59,5 +59,6 @@ def _set_up_logging() -> None:
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    for message in (".*LeafSpec.*", ".*Experiment logs directory.*", ".*does not have many workers.*"):
-        warnings.filterwarnings("ignore", message=message)
+    # The last: metrics are gathered before they are logged, so every process logs the same number.
+    for message in ("LeafSpec", "Experiment logs directory", "does not have many workers", "sync_dist=True"):
+        warnings.filterwarnings("ignore", message=f".*{message}")

@@ -68,7 +68,10 @@ def _cell(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]
     if key not in metrics:
         return ""
     low_high = intervals.get(key)
-    return f"{metrics[key]:.2f}" + (f"\n{low_high[0]:.1f}-{low_high[1]:.1f}" if low_high else "")
+    if low_high is None:
+        return f"{metrics[key]:.2f}"
+    low, high = (f"{value:.1f}" if value < 99.95 else "100" for value in low_high)
+    return f"{metrics[key]:.2f}\n{low}-{high}"
 
 
 def _title(benchmark: str, protocol: Mapping[str, Any], data: Mapping[str, Any]) -> str:

@@ -134,6 +134,7 @@ def _gather_rows(row_ids: list[Tensor], embeddings: list[Tensor]) -> tuple[list[
     shapes: list[tuple[int, ...] | None] = [None] * distributed.get_world_size()
     distributed.all_gather_object(shapes, tuple(embeddings[0].shape[1:]) if embeddings else None)
     shape = next(found for found in shapes if found is not None)
-    rows = gather_all_tensors(torch.cat([*row_ids, torch.empty(0, dtype=torch.int64)]))
-    flat = gather_all_tensors(torch.cat([*(each.flatten() for each in embeddings), torch.empty(0)]))
+    rows = torch.cat(row_ids) if row_ids else torch.empty(0, dtype=torch.int64)
+    flat = torch.cat([each.flatten() for each in embeddings]) if embeddings else torch.empty(0)
+    rows, flat = gather_all_tensors(rows), gather_all_tensors(flat)
     return rows, [each.view(-1, *shape) for each in flat]

@@ -35,13 +35,13 @@ class RetrievalMetric(Metric):
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """As torchmetrics, but a process without rows sends empty int64 states and not empty floats."""
-        if not self.query_id:
+        if len(self.query_id) == 0:
             self.update(*torch.empty(3, 0, dtype=torch.int64, device=self.device))
         super().sync(*args, **kwargs)
 
     def table(self) -> tuple[Tensor, Tensor, Tensor]:
         """(query ids, pessimistic ranks, ties), unique and sorted by id."""
-        if not self.query_id:
+        if len(self.query_id) == 0:  # a list, or after synchronisation a tensor
             empty = torch.empty(0, dtype=torch.int64)
             return empty, empty, empty
         ids, rank, ties = (dim_zero_cat(state) for state in (self.query_id, self.rank, self.ties))

@@ -101,7 +101,8 @@ class RetrievalModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Rank and log `val/...`."""
-        self.log_dict(self.finish_evaluation("val"))
+        for key, value in self.finish_evaluation("val").items():
+            self.log(key, value, prog_bar="/mean/R@" in key)
 
     def on_test_epoch_start(self) -> None:
         """Benchmarks of the data set's test split, baselines included."""
