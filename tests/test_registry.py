@@ -13,12 +13,13 @@ class Mixer:
         hidden: int = 8,
         rate: float = 0.1,
         order: Literal["first", "last"] = "first",
+        level: Literal[0, 1] = 0,
         bias: bool = True,
         label: str | None = None,
         sizes: tuple[int, ...] = (),
         extra: Any = None,
     ) -> None:
-        self.given = (width, hidden, rate, order, bias, label, sizes, extra)
+        self.given = (width, hidden, rate, order, level, bias, label, sizes, extra)
 
 
 def scaled(value: float, factor: float) -> float:
@@ -64,7 +65,7 @@ def test_closest_lists_few_names_and_only_hints_among_many() -> None:
     "part",
     [
         {"name": "mixer"},
-        {"name": "mixer", "hidden": 4, "rate": 1, "order": "last", "bias": False, "label": "x"},
+        {"name": "mixer", "hidden": 4, "rate": 1, "order": "last", "level": 1, "bias": False, "label": "x"},
         {"name": "mixer", "label": None, "rate": 0.5, "sizes": [1, 2], "extra": {"any": "thing"}},
         {"name": "scaled", "factor": 2.0},
         {"name": "bare"},
@@ -84,6 +85,8 @@ def test_fitting_parts_pass(part: dict[str, Any]) -> None:
         ("rate", "high"),
         ("rate", True),
         ("order", "middle"),
+        ("level", 2),
+        ("level", True),
         ("bias", 1),
         ("label", 3),
         ("sizes", 3),
@@ -136,7 +139,7 @@ def test_an_option_that_is_no_word_is_a_user_error(key: object) -> None:
 def test_build_gives_what_is_taken_and_leaves_the_rest() -> None:
     part = {"name": "mixer", "hidden": 3}
     built = build_part("part", PARTS, part, width=16, unused="x")
-    assert built.given == (16, 3, 0.1, "first", True, None, (), None)
+    assert built.given == (16, 3, 0.1, "first", 0, True, None, (), None)
     assert part == {"name": "mixer", "hidden": 3}
     assert build_part("part", PARTS, {"name": "scaled", "factor": 3.0}, value=2.0, width=1) == 6.0
     assert isinstance(build_part("part", PARTS, {"name": "bare"}, width=1), Bare)

@@ -2,12 +2,14 @@ import copy
 import io
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from cliplab.benchmark import make_protocol
+from cliplab.published import PublishedRow
 from cliplab.report import STAND_IN_NOTICE, console, parts_table, results_table
 from cliplab.training.optim import ParameterGroup
 
@@ -32,6 +34,7 @@ def results(
         "data": {
             "name": name,
             "stand_in_images": False,
+            "empty_captions": {"train": 9, "val": 0},
             "benchmarks": {
                 c: {"queries": 7, "gallery": 9, "excluded": {"queries": 0, "gallery_rows": 0}} for c in categories
             },
@@ -87,15 +90,18 @@ def test_a_mean_over_one_benchmark_is_not_shown() -> None:
 def test_title_and_caption_say_what_was_measured() -> None:
     content = results("wardrobe", "val", ties="mean")
     content["data"]["benchmarks"]["shirt"]["excluded"]["queries"] = 3
+    content["data"]["empty_captions"] = {"train": 9, "val": 4}
     table = results_table(content, "combiner")
     assert table.title == "wardrobe, split val, protocol val (ties=mean) (recall in %)"
     caption = str(table.caption)
     assert "gallery val_split, reference excluded, captions each_caption (caption), ties mean" in caption
     assert "dress 7/9, shirt 7/9, toptee 7/9" in caption
     assert "left out: {'shirt': {'queries': 3, 'gallery_rows': 0}}" in caption
+    assert "empty captions in this split: 4" in caption
     assert STAND_IN_NOTICE not in caption
-    assert "left out" not in str(results_table(results(), "combiner").caption)
-    assert "reference kept" in str(results_table(results(), "combiner").caption)
+    plain = str(results_table(results(), "combiner").caption)
+    assert "left out" not in plain and "empty captions" not in plain
+    assert "reference kept" in plain
 
 
 # Published rows
@@ -162,8 +168,11 @@ def test_nothing_published_beside_stand_ins_and_the_notice_is_there() -> None:
     assert STAND_IN_NOTICE in str(table.caption)
 
 
-def test_brackets_of_a_backbone_are_text_and_no_markup() -> None:
-    assert "TIRG [ResNet-18]" in text_of(results_table(results(), "combiner"))
+def test_brackets_of_a_published_row_are_text_and_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = PublishedRow("fashioniq", "val", "Mine [bold]", "vit-b", {"dress/R@10": 1.0}, {}, "a paper", "document")
+    monkeypatch.setattr("cliplab.report.matching_rows", lambda benchmark, protocol: [(row, ())])
+    text = text_of(results_table(results(), "combiner"))
+    assert "Mine [bold] [vit-b]" in text and "(published, document)" in text
 
 
 def test_brackets_of_our_own_name_are_text_too() -> None:

@@ -140,6 +140,8 @@ def build_datamodule(
         from cliplab.report import STAND_IN_NOTICE
 
         log.warning("%s", STAND_IN_NOTICE)
+    if any(dataset.empty_captions().values()):
+        log.info("empty captions, kept as they are: %s", dataset.empty_captions())
     data = config.data
     return RetrievalDataModule(
         dataset,

@@ -90,6 +90,9 @@ def _caption(results: Mapping[str, Any]) -> str:
     left_out = {k: v["excluded"] for k, v in results["data"]["benchmarks"].items() if any(v["excluded"].values())}
     if left_out:
         lines.append(f"left out: {left_out}")
+    empty = results["data"].get("empty_captions", {}).get(protocol["split"], 0)
+    if empty:
+        lines.append(f"empty captions in this split: {empty}")
     if results["data"]["stand_in_images"]:
         lines.append(STAND_IN_NOTICE)
     return "\n".join(lines)

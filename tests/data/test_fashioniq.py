@@ -432,6 +432,7 @@ def test_an_empty_caption_is_allowed(fashioniq_root: Path) -> None:
     dataset = FashionIQ(fashioniq_root)
     dataset.check(PROTOCOL, ALL_SPLITS)
     assert dataset.records("dress", "val")[1].captions == ("", "is red.")
+    assert dataset.empty_captions() == {"train": 1, "val": 1, "test": 0}
 
 
 def test_a_record_of_two_empty_captions_has_no_query_of_its_own_captions(fashioniq_root: Path) -> None:

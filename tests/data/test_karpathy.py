@@ -115,6 +115,7 @@ def test_counts_are_per_split_of_the_file(karpathy_root: Path) -> None:
         "test": {"images": 2, "captions": 5, "empty_captions": 1},
         "val": {"images": 1, "captions": 1, "empty_captions": 0},
     }
+    assert Karpathy(karpathy_root).empty_captions() == {"train": 0, "restval": 0, "test": 1, "val": 0}
 
 
 def test_it_is_measured_on_test_under_clip_benchmark() -> None:

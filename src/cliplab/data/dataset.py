@@ -117,10 +117,15 @@ class RetrievalDataset(ABC):
             "name": self.benchmark_name,
             "categories": list(self.categories),
             "counts": self.counts(),
+            "empty_captions": self.empty_captions(),
             "manifest_hash": self.manifest_hash(),
             "stand_in_images": self.stand_ins,
             "missing_images": {"count": len(self.missing), "first": self.missing[:10]},
         }
+
+    def empty_captions(self) -> dict[str, int]:
+        """By split: captions that are empty or blank. They are allowed, and reported."""
+        return _empty_by_split(self.counts())
 
     def _chosen(self, categories: Iterable[str] | None) -> tuple[str, ...]:
         if categories is None:
@@ -130,6 +135,15 @@ class RetrievalDataset(ABC):
         if unknown or not chosen:
             raise UserError(f"data.categories: unknown {unknown}; there is: {', '.join(self.all_categories) or 'none'}")
         return chosen
+
+
+def _empty_by_split(counts: dict[str, Any]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for key, value in counts.items():
+        nested = {key: value["empty_captions"]} if "empty_captions" in value else _empty_by_split(value)
+        for split, number in nested.items():
+            found[split] = found.get(split, 0) + number
+    return found
 
 
 def read_json(path: Path) -> Any:
