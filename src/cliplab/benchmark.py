@@ -5,10 +5,12 @@ Protocols are rows of one table. Definitions and the code they were read from: R
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from cliplab.errors import UserError
 from cliplab.registry import check_part
 
 if TYPE_CHECKING:
@@ -104,6 +106,10 @@ def make_protocol(part: Mapping[str, Any]) -> Protocol:
     differing = {key: value for key, value in changes.items() if getattr(base, key) != value}
     if not differing:
         return base
+    if any(k < 1 for k in differing.get("recall_at", (1,))) or not differing.get("recall_at", (1,)):
+        raise UserError(f"protocol '{name}': recall_at must name ranks of 1 or more, got {part['recall_at']}")
+    if re.findall(r"\{.*?\}|[{}]", str(differing.get("prompt", "{}"))) != ["{}"]:
+        raise UserError(f"protocol '{name}': prompt must hold {{}} once, where the text goes, got '{part['prompt']}'")
     shown = ", ".join(f"{key}={value}" for key, value in sorted(differing.items()))
     return replace(base, **differing, name=f"{name} ({shown})")
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cliplab.published import matching_rows
@@ -48,7 +49,9 @@ def results_table(results: Mapping[str, Any], name: str) -> Table:
     table.add_column("")
     for key in columns:
         table.add_column(key.removeprefix("test/").replace("/", "\n"), justify="right")
-    table.add_row(name, *(_cell(results["metrics"], results["intervals"], key) for key in columns), style="bold")
+    table.add_row(
+        escape(name), *(_cell(results["metrics"], results["intervals"], key) for key in columns), style="bold"
+    )
     for label, metrics in results["baselines"].items():
         table.add_row(label, *(_cell(metrics, {}, key) for key in columns))
     if not data["stand_in_images"]:
@@ -102,7 +105,7 @@ def _add_published(table: Table, columns: list[str], benchmark: str, protocol: M
     rows = [(row, unknown) for row, unknown in matching_rows(benchmark, protocol) if row.split == protocol["split"]]
     for row, unknown in rows:
         metrics = {f"test/{key}": value for key, value in row.metrics.items()}
-        metrics |= _published_means(row.metrics)
+        metrics |= _published_means(row.metrics, {column.split("/")[1] for column in columns} - {"mean"})
         note = f"published{', ' + str(row.year) if row.year else ''}, {row.confidence}"
         note += f"; unknown: {', '.join(unknown)}" if unknown else ""
         table.add_row(
@@ -112,13 +115,13 @@ def _add_published(table: Table, columns: list[str], benchmark: str, protocol: M
         )
 
 
-def _published_means(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Averages are computed from the cells: printed ones disagree with their own cells in several papers."""
+def _published_means(metrics: Mapping[str, float], ours: set[str]) -> dict[str, float]:
+    """Averages over our categories, from the cells: printed ones disagree with their own cells in several papers."""
     means: dict[str, float] = {}
     for kind in ("R@10", "R@50"):
-        cells = [value for key, value in metrics.items() if key.endswith(f"/{kind}")]
-        if len(cells) == 3:
-            means[f"test/mean/{kind}"] = sum(cells) / 3
+        cells = [metrics[f"{name}/{kind}"] for name in sorted(ours) if f"{name}/{kind}" in metrics]
+        if cells and len(cells) == len(ours):
+            means[f"test/mean/{kind}"] = sum(cells) / len(cells)
     if len(means) == 2:
         means["test/mean/Avg"] = sum(means.values()) / 2
     return means

@@ -12,7 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cliplab.config import Config, load_config, merge_config, read_overrides
 from cliplab.errors import UserError
@@ -64,7 +66,7 @@ def open_run(config: Config) -> RunDirectory:
         else:
             log.info("not continuing %s: its config differs in %s", run.path, ", ".join(changed))
     if leader:
-        if run.resume_from is None:
+        if run.resume_from is None or run.path not in run.resume_from.parents:
             _move_aside(run)
         run.path.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(asdict(config)), run.path / "config.yaml")
@@ -74,7 +76,11 @@ def open_run(config: Config) -> RunDirectory:
 def _changed_keys(stored: Path, config: Config) -> list[str]:
     if not stored.is_file():
         return ["everything (no config.yaml)"]
-    old, new = _flat(OmegaConf.to_container(OmegaConf.load(stored))), _flat(asdict(config))
+    try:
+        old = _flat(OmegaConf.to_container(OmegaConf.load(stored)))
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError):
+        return ["everything (a damaged config.yaml)"]
+    new = _flat(asdict(config))
     return sorted(k for k in old.keys() | new.keys() if k not in _FREE_KEYS and old.get(k) != new.get(k))
 
 
@@ -107,7 +113,7 @@ def checkpoint_of(path: str | Path) -> Path:
     for checkpoint in (run.best, run.last):
         if checkpoint.is_file():
             return checkpoint
-    runs = ", ".join(str(p.parents[1]) for p in sorted(path.parent.glob("*/checkpoints/*.ckpt"))) or "none"
+    runs = ", ".join(sorted({str(p.parents[1]) for p in path.parent.glob("*/checkpoints/*.ckpt")})) or "none"
     raise UserError(f"{path} is neither a checkpoint nor a run directory with checkpoints/; runs beside it: {runs}")
 
 

@@ -422,6 +422,8 @@ def test_a_malformed_split_file_is_named(fashioniq_root: Path, content: Any) -> 
 
 def test_a_test_split_has_no_targets_and_cannot_be_measured(fashioniq_root: Path) -> None:
     path = captions_of(fashioniq_root, "test")
+    for name in ("D8", "D9"):
+        (fashioniq_root / "images" / f"{name}.png").write_bytes((fashioniq_root / "images" / "D1.png").read_bytes())
     dataset = FashionIQ(fashioniq_root)
     assert [(record.reference, record.target) for record in dataset.records("dress", "test")] == [("D8", None)]
     with pytest.raises(UserError, match=f"{path} has no targets"):

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import logging
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -96,11 +97,13 @@ class RetrievalDataset(ABC):
 
     def check_images(self, names: Iterable[str], policy: str) -> None:
         """Raise UserError for missing images under the policy `error`; under `report` remember and log them."""
-        self.missing = self.folder.missing(names)
-        if self.missing and (policy == "error" or len(self.folder) == 0):
-            raise _missing_images_error(self.missing, self.image_root)
-        if self.missing:
-            log.warning("%d image(s) are missing in %s and left out", len(self.missing), self.image_root)
+        missing = self.folder.missing(names)
+        if missing and (policy == "error" or len(self.folder) == 0):
+            raise _missing_images_error(missing, self.image_root)
+        new = set(missing) - set(self.missing)
+        if new:
+            log.warning("%d image(s) are missing in %s and left out", len(new), self.image_root)
+            self.missing = sorted({*self.missing, *new})
 
     def manifest_hash(self) -> str:
         """SHA-256 over the annotation files' bytes and the names and sizes of all images."""
@@ -157,7 +160,7 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
-    except (UnicodeDecodeError, OSError, EOFError) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"can't read {path}: {error}") from error
 
 

@@ -80,13 +80,14 @@ class FashionIQ(RetrievalDataset):
         key = (category, split)
         if key not in self._records:
             path = self.caption_file(category, split)
-            self._records[key] = [_record(path, number, row) for number, row in enumerate(_list(path))]
+            records = [_record(path, number, row) for number, row in enumerate(_list(path))]
             members = set(self.split_images(category, split))
-            for number, record in enumerate(self._records[key]):
+            for number, record in enumerate(records):
                 for role, name in (("candidate", record.reference), ("target", record.target)):
                     if name is not None and name not in members:
                         split_file = self.split_file(category, split)
                         raise UserError(f"{path}: the {role} '{name}' of record {number} is not in {split_file}")
+            self._records[key] = records
         return self._records[key]
 
     def split_images(self, category: str, split: str) -> list[str]:
@@ -95,9 +96,9 @@ class FashionIQ(RetrievalDataset):
         if key not in self._splits:
             path = self.split_file(category, split)
             names = _list(path)
-            wrong = next((name for name in names if not isinstance(name, str)), None)
-            if wrong is not None:
-                raise UserError(f"{path} must be a list of image ids, found {wrong!r}")
+            wrong = [name for name in names if not isinstance(name, str)]
+            if wrong:
+                raise UserError(f"{path} must be a list of image ids, found {wrong[0]!r}")
             self._splits[key] = names
         return self._splits[key]
 
@@ -147,6 +148,7 @@ class FashionIQ(RetrievalDataset):
 
     def train_table(self, protocol: Protocol) -> Dataset:
         """All chosen categories jointly; records with a missing image are left out (policy `report` only)."""
+        self.check_images(self._needed(protocol, ("train",)), protocol.missing_images)
         rows: dict[str, list[Any]] = {key: [] for key in TRAIN_FEATURES}
         ids: dict[str, int] = {}
         for category in self.categories:
@@ -166,6 +168,10 @@ class FashionIQ(RetrievalDataset):
 
     def benchmarks(self, protocol: Protocol, split: str) -> list[Benchmark]:
         """One per category."""
+        for category in self.categories:
+            if any(record.target is None for record in self.records(category, split)):
+                raise UserError(f"{self.caption_file(category, split)} has no targets: recall can't be measured on it")
+        self.check_images(self._needed(protocol, (split,)), protocol.missing_images)
         return [self._benchmark(category, split, protocol) for category in self.categories]
 
     def _benchmark(self, category: str, split: str, protocol: Protocol) -> Benchmark:
@@ -177,10 +183,9 @@ class FashionIQ(RetrievalDataset):
         query_names: list[str] = []
         excluded = {"gallery_rows": len(names) - len(kept), "queries": 0, "empty_captions": 0}
         for record in self.records(category, split):
-            if record.target is None:
-                raise UserError(f"{self.caption_file(category, split)} has no targets: recall can't be measured on it")
+            assert record.target is not None, "`benchmarks` refuses records without target"
             texts = EVAL_JOINS[protocol.caption_join](record.captions, category)
-            groups = [texts] if protocol.query_unit == "record" else [[text] for text in texts]
+            groups = [texts] if protocol.query_unit == "record" and texts else [[text] for text in texts]
             excluded["empty_captions"] += len(record.captions) - len(texts) if protocol.query_unit == "caption" else 0
             if self._lacks_image(record):
                 excluded["queries"] += len(groups)
@@ -250,6 +255,6 @@ def _record(path: Path, number: int, row: Any) -> Record:
     if not isinstance(captions, list) or len(captions) != 2 or not all(isinstance(c, str) for c in captions):
         raise UserError(f"{path}: record {number} must have exactly two captions that are strings, found {captions!r}")
     for key in ("candidate", "target"):
-        if row.get(key) is not None and not isinstance(row[key], str):
+        if key in row and not isinstance(row[key], str):
             raise UserError(f"{path}: record {number}: '{key}' must be an image id, found {row[key]!r}")
     return Record(row["candidate"], row.get("target"), (captions[0], captions[1]))

@@ -1,6 +1,7 @@
 """From a file to a uint8 tensor [3, H, W]: find it, decode it, pad, resize, crop."""
 
 import os
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from cliplab.errors import UserError
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+# What Pillow raises for broken files.
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, Image.DecompressionBombError)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 class ImageFolder:
-    """Images by name (without extension) or by file name, in a folder and its direct sub-folders; listed once."""
+    """Images by name (without extension), in a folder and its direct sub-folders; listed once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -63,7 +66,7 @@ def read_image(path: str | Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise UserError(f"no image file {path}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for broken files
+    except _BROKEN as error:
         raise UserError(f"can't read the image {path}: {error}. The file is damaged or no image: replace it") from error
 
 
@@ -127,8 +130,13 @@ class ImageTransform:
 
     def _random_crop(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
         width, height = image.size
-        area = width * height * generator.uniform(self.crop_scale, 1.0)
-        aspect = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3)))
+        share = generator.uniform(self.crop_scale, 1.0)
+        area = width * height * share
+        # Aspect ratios at which a crop of this area fits into the picture, so that no crop is cut smaller.
+        lowest, highest = max(3 / 4, share * width / height), min(4 / 3, width / height / share)
+        if lowest > highest:  # the picture is longer than any crop of this area
+            lowest = highest = np.clip(width / height, share * width / height, width / height / share)
+        aspect = np.exp(generator.uniform(np.log(lowest), np.log(highest)))
         crop_width = min(width, max(1, round(np.sqrt(area * aspect))))
         crop_height = min(height, max(1, round(np.sqrt(area / aspect))))
         left = int(generator.integers(0, width - crop_width + 1))

@@ -92,12 +92,13 @@ class Karpathy(RetrievalDataset):
             needed += [image.stem for image in images]
         self.check_images(needed, protocol.missing_images)
 
-    def _present(self, split: str) -> list[CaptionedImage]:
+    def _present(self, split: str, protocol: Protocol) -> list[CaptionedImage]:
+        self.check_images((image.stem for image in self.split(split)), protocol.missing_images)
         return [image for image in self.split(split) if image.stem in self.folder]
 
     def train_table(self, protocol: Protocol) -> Dataset:
         """Text against image: one random caption per image and epoch."""
-        images = self._present("train")
+        images = self._present("train", protocol)
         samples = [
             (row, texts)
             for row, image in enumerate(images)
@@ -114,7 +115,7 @@ class Karpathy(RetrievalDataset):
 
     def benchmarks(self, protocol: Protocol, split: str) -> list[Benchmark]:
         """Text to image; its transpose is image to text, where any of an image's captions is a hit."""
-        images = self._present(split)
+        images = self._present(split, protocol)
         captions = [(row, caption) for row, image in enumerate(images) for caption in image.captions]
         paths = [self.folder.path(image.stem) for image in images]
         names = [image.filename for image in images]
@@ -123,8 +124,10 @@ class Karpathy(RetrievalDataset):
             caption_rows[row].append(number)
         texts = [protocol.prompt.format(caption) for _, caption in captions]
         text_names = [f"{names[row]}#{number - caption_rows[row][0]}" for number, (row, _) in enumerate(captions)]
-        excluded = {"gallery_rows": len(self.split(split)) - len(images)}
-        excluded["queries"] = sum(len(i.captions) for i in self.split(split)) - len(captions)
+        lost_images = len(self.split(split)) - len(images)
+        lost_captions = sum(len(image.captions) for image in self.split(split)) - len(captions)
+        excluded = {"gallery_rows": lost_images, "queries": lost_captions}
+        transposed = {"gallery_rows": lost_captions, "queries": lost_images}
         image_to_text = Benchmark(
             "i2t",
             protocol,
@@ -133,7 +136,7 @@ class Karpathy(RetrievalDataset):
             caption_rows,
             names,
             None,
-            excluded,
+            transposed,
         )
         return [
             Benchmark(

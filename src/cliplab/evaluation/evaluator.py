@@ -77,6 +77,8 @@ class Evaluator:
         for label, scorer in self.scorers.items():
             rows = _assemble(self._query_rows, self._queries[label], len(self.benchmark.queries))
             queries = average_wordings(rows, torch.tensor(self.benchmark.queries["query_id"]))
+            if queries.dim() == 2:  # a query of one modality is a vector, whatever composes the others
+                scorer = CosineScorer()
             sides = ((queries, gallery), (gallery, queries))
             outcome[label] = {
                 direction.name: rank_benchmark(direction, *side, scorer)

@@ -15,7 +15,7 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
+        total = grads[0].clone()  # all_reduce writes in place
         distributed.all_reduce(total)
         return total.chunk(distributed.get_world_size())[distributed.get_rank()]
 

@@ -101,11 +101,13 @@ class ComposedRetriever(nn.Module):
     def freeze(self, parts: Iterable[str]) -> None:
         """Stop the gradients of `parts`, which then stay in evaluation mode; a fixed scale freezes the temperature."""
         frozen = {*parts, "temperature"} if self.fixed_scale is not None else set(parts)
+        modules = {"image_encoder": self.clip.visual, "composer": self.composer}
         for part in frozen:
             for parameter in self.part_parameters()[part]:
                 parameter.requires_grad_(False)
-        modules = {"image_encoder": self.clip.visual, "composer": self.composer}
-        self._frozen = [module for part, module in modules.items() if part in frozen and module is not None]
+            module = modules.get(part)
+            if module is not None:
+                self._frozen.append(module)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "ComposedRetriever":

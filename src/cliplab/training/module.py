@@ -66,10 +66,10 @@ class RetrievalModule(L.LightningModule):
 
     def start_evaluation(self, benchmarks: list[Benchmark], baselines: bool) -> None:
         """One evaluator per benchmark; with `baselines` the composers image_only and text_only are ranked as well."""
-        composer = self.model.composer
-        own: Scorer = JointScorer(composer) if composer is not None and composer.output == "score" else CosineScorer()
-        scorers = {"": own} | ({name: CosineScorer() for name in self.model.baselines} if baselines else {})
-        self.evaluators = [Evaluator(benchmark, scorers) for benchmark in benchmarks]
+        composer, cosine = self.model.composer, CosineScorer()
+        joint = JointScorer(composer) if composer is not None and composer.output == "score" else cosine
+        others: dict[str, Scorer] = dict.fromkeys(self.model.baselines, cosine) if baselines else {}
+        self.evaluators = [Evaluator(b, {"": joint} | others) for b in benchmarks]
 
     def evaluation_step(self, batch: dict[str, Any], dataloader_idx: int) -> None:
         """A batch of queries (even loaders) or of gallery rows (odd ones)."""

@@ -23,11 +23,11 @@ class ParameterGroup:
     lr: float
     weight_decay: float
     parameters: list[nn.Parameter]
+    name: str = ""
 
     def as_group(self) -> dict[str, Any]:
         """For torch.optim."""
-        name = self.part if self.weight_decay else f"{self.part}/no_decay"
-        return {"params": self.parameters, "lr": self.lr, "weight_decay": self.weight_decay, "name": name}
+        return {"params": self.parameters, "lr": self.lr, "weight_decay": self.weight_decay, "name": self.name}
 
 
 def parameter_groups(
@@ -52,7 +52,9 @@ def parameter_groups(
         decayed = [parameter for parameter in trainable if id(parameter) not in undecayed]
         kept = [parameter for parameter in trainable if id(parameter) in undecayed]
         part_lr = lr * multipliers.get(part, 1.0)
-        groups += [ParameterGroup(part, part_lr, decay, g) for decay, g in ((weight_decay, decayed), (0.0, kept)) if g]
+        groups.append(ParameterGroup(part, part_lr, weight_decay, decayed, part))
+        groups.append(ParameterGroup(part, part_lr, 0.0, kept, f"{part}/no_decay"))
+    groups = [group for group in groups if group.parameters]
     if not groups:
         raise UserError("nothing to train: every part with parameters is frozen (model.freeze) or has none")
     return groups

@@ -52,7 +52,7 @@ def test_an_unknown_name_is_told_the_closest() -> None:
         (None, "No such file"),
         ("{", "Expecting property name"),
         ('{"embed_dim": 3, "text_cfg": {}}', "lacks vision_cfg"),
-        ("[]", "lacks embed_dim, text_cfg, vision_cfg"),
+        ("[]", "open_clip's form"),
         ("[{}]", "open_clip's form"),
         ("3", "open_clip's form"),
     ],

@@ -64,19 +64,21 @@ class TestReadStateDict:
         torch.save({"state_dict": weights, "hyper_parameters": {"config": {"seed": 0}}}, tmp_path / "best.ckpt")
         assert same(read_state_dict(tmp_path / "best.ckpt"), state)
 
-    @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
     @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-    def test_a_truncated_file_is_named(self, state: dict[str, Tensor], tmp_path: Path, form: str, share: float) -> None:
+    def test_a_file_that_is_cut_off_anywhere_is_named(
+        self, state: dict[str, Tensor], tmp_path: Path, form: str
+    ) -> None:
         file = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pt")
         if form == "safetensors":
             save_file(state, file)
         else:
             torch.save(state, file, _use_new_zipfile_serialization=form == "zip")
         content = file.read_bytes()
-        file.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(UserError, match="Is it complete") as error:
-            read_state_dict(file)
-        assert str(file) in str(error.value)
+        for length in (*range(0, 4000, 53), len(content) // 2, len(content) - 1):
+            file.write_bytes(content[:length])
+            with pytest.raises(UserError, match="can't read") as error:
+                read_state_dict(file)
+            assert str(file) in str(error.value), length
 
     def test_pickled_code_is_refused_and_not_run(self, tmp_path: Path) -> None:
         trace, file = tmp_path / "trace", tmp_path / "weights.pt"
@@ -104,12 +106,12 @@ class TestReadStateDict:
             read_state_dict(file)
         assert str(file) in str(error.value)
 
-    def test_a_web_page_in_place_of_weights_is_no_pickled_code(self, tmp_path: Path) -> None:
+    def test_a_web_page_in_place_of_weights_is_named(self, tmp_path: Path) -> None:
         file = tmp_path / "weights.bin"
         file.write_text("<!DOCTYPE html><html><body>404</body></html>")
-        with pytest.raises(UserError) as error:
+        with pytest.raises(UserError, match="damaged") as error:
             read_state_dict(file)
-        assert str(file) in str(error.value) and "pickled code" not in str(error.value)
+        assert str(file) in str(error.value)
 
 
 class TestReadWeights:

@@ -39,7 +39,7 @@ def _read(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"can't read the architecture file {path} (model.arch): {error}") from error
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ())
     if missing:
         raise UserError(f"{path} (model.arch) lacks {', '.join(sorted(missing))}; it must be in open_clip's form")
     return config

@@ -9,7 +9,7 @@ import torch
 from cliplab.errors import UserError
 
 # What torch.load raises for files that are cut off, of another kind or damaged inside.
-_DAMAGED = (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError)
+_DAMAGED = (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
 
 
 def read_torch_file(path: Path) -> Any:
