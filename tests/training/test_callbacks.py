@@ -110,7 +110,8 @@ def test_each_row_says_its_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "k", "shown"), [(2, 3, [0, 2]), (3, 3, [0, 1, 2]), (2, 1, [1, 0]), (4, 6, [0, 1, 2, 3])]
+    ("rows", "k", "shown"),
+    [(2, 3, [0, 2]), (3, 3, [0, 1, 2]), (2, 1, [1, 0]), (4, 1, [1, 0, 2, 3]), (4, 6, [0, 1, 2, 3])],
 )
 def test_failures_are_shown_beside_hits(tmp_path: Path, rows: int, k: int, shown: list[int]) -> None:
     grid = draw_grid(make_ranked(tmp_path), rows, k)

@@ -1,6 +1,7 @@
 """Files written by torch.save, read without running any pickled code."""
 
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,17 @@ import torch
 from cliplab.errors import UserError
 
 # What torch.load raises for files that are cut off, of another kind or damaged inside.
-_DAMAGED = (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
+_DAMAGED = (
+    struct.error,
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+)
 
 
 def read_torch_file(path: Path) -> Any:
