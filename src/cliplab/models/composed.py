@@ -76,7 +76,8 @@ class ComposedRetriever(nn.Module):
     def score(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Queries, unit gallery [G, D] -> scores_qg [Q, G]: the composer's own, or cosine."""
         if self.composer is not None and query.dim() == 3:
-            return self.composer.score(query, gallery)
+            weights = next(self.composer.parameters(), query)
+            return self.composer.score(query.to(weights.dtype), gallery.to(weights.dtype))
         return query @ gallery.T
 
     @property

@@ -88,6 +88,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
     """Load every key with its shape. Raises UserError that counts and names what differs."""
     ours = model.state_dict()
+    scalars = {key for key, value in ours.items() if value.numel() == 1} & state_dict.keys()
+    scalars = {key: state_dict[key].reshape(ours[key].shape) for key in scalars if state_dict[key].numel() == 1}
+    state_dict = {**state_dict, **scalars}  # logit_scale is [] in some files and [1] in others
     missing, unexpected = sorted(ours.keys() - state_dict.keys()), sorted(state_dict.keys() - ours.keys())
     shapes = [
         f"{key}: {tuple(state_dict[key].shape)} in the file, {tuple(ours[key].shape)} in the model"

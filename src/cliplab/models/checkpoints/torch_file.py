@@ -28,10 +28,7 @@ def read_torch_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"can't read {path}: it is damaged or holds pickled code, which is never run ({reason})"
-        ) from error
+        raise UserError(f"can't read {path}: it is damaged, or holds pickled code, which is never run") from error
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"can't read {path}: {reason}. Is the file complete?") from error
