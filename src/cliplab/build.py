@@ -66,6 +66,10 @@ def check_parts(config: Config) -> None:
         raise UserError(f"model.fixed_scale must be in (0, 100], got {model.fixed_scale}")
     if data.batch_size < 1 or data.eval_batch_size < 1 or data.num_workers < 0:
         raise UserError("data.batch_size and data.eval_batch_size must be at least 1, data.num_workers at least 0")
+    if config.trainer.matmul_precision not in ("highest", "high", "medium"):
+        raise UserError(
+            f"trainer.matmul_precision must be highest, high or medium, got {config.trainer.matmul_precision}"
+        )
     ImageTransform(Preprocess(), data.pad, data.crop_scale, data.flip)
     warmup_then(config.optim.schedule, config.optim.warmup, 1)
     if build_protocol(config).hit == "single_target" and model.composer is None:
@@ -214,10 +218,12 @@ def build_evaluator(config: Config, run: RunDirectory) -> L.Trainer:
 
 def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
     import lightning as L
+    import torch
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing lightning has set it to INFO
     trainer = config.trainer
+    torch.set_float32_matmul_precision(trainer.matmul_precision)
     try:
         return L.Trainer(
             accelerator=trainer.accelerator,

@@ -80,6 +80,7 @@ class TrainerConfig:
     devices: int = 1
     strategy: str = "auto"
     precision: str = "32-true"  # bf16-mixed on hardware that has it; the loss is computed in fp32 anyway
+    matmul_precision: str = "highest"  # medium: bf16 inside fp32 products where the CPU or GPU can; high: TF32
     gradient_clip_val: float | None = 1.0
     check_val_every_n_epoch: int = 1
     log_every_n_steps: int = 10

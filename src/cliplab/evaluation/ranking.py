@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from cliplab.precision import exact_fp32
+
 
 class Scorer(Protocol):
     """How queries and gallery are compared: fast in blocks, exactly in pairs."""
@@ -126,7 +128,7 @@ def rank_positives(
     best = _best_positive(queries, gallery, positive_pairs, scorer)
     ahead = torch.zeros(len(queries), dtype=torch.int64)
     ties = torch.zeros(len(queries), dtype=torch.int64)
-    with torch.autocast(queries.device.type, enabled=False):
+    with exact_fp32(queries.device):
         for q, g in itertools.product(_blocks(len(queries), query_block), _blocks(len(gallery), gallery_block)):
             block_ahead, block_ties = _count_block(queries[q], gallery[g], best[q], kept_out.inside(q, g), scorer)
             ahead[q] += block_ahead.cpu()

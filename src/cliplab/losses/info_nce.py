@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cliplab.losses.gather import gather
+from cliplab.precision import exact_fp32
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,10 +28,9 @@ def info_nce(
     """Cross-entropy of each query over the targets of all processes -> scalar.
 
     L = -1/B sum_i log softmax_j(scale * score(q_i, y_j))_i; symmetric: the mean with the same over columns.
-    query [B, ...], target [B, D]: row i of one belongs to row i of the other. Computed in fp32 at least, because a bf16
-    logit of 30 has steps of 0.125.
+    query [B, ...], target [B, D]: row i of one belongs to row i of the other. Computed in fp32 at least.
     """
-    with torch.autocast(query.device.type, enabled=False):
+    with exact_fp32(query.device):
         query, target = gather(_at_least_fp32(query)), gather(_at_least_fp32(target))
         logits = _at_least_fp32(scale) * score(query, target)
         labels = torch.arange(len(logits), device=logits.device)

@@ -1,0 +1,21 @@
+"""Full fp32 where it matters, whatever precision the run around it has."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def exact_fp32(device: torch.device) -> Iterator[None]:
+    """No autocast and no TF32 or bf16 inside fp32 matrix products: for similarities, losses and ranks.
+
+    In bf16 a logit of 30 has steps of 0.125, and ranks need scores that are exact to a few 1e-7.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
