@@ -25,7 +25,7 @@ _ALL_KERNELS = [
 
 
 def _attention_kernels(x: Tensor) -> list[SDPBackend]:
-    """On a CPU with bf16 products inside fp32 the flash kernel is 5 to 7 times slower than plain products (measured)."""
+    """On a CPU with bf16 products inside fp32 the flash kernel was 5 to 7 times slower than plain products."""
     reduced = x.device.type == "cpu" and torch.get_float32_matmul_precision() != "highest"
     return [SDPBackend.MATH] if reduced else _ALL_KERNELS
 
