@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from tests.processes import in_processes
 from torch import Tensor, nn
 
 from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
 from cliplab.data.dataset import GALLERY_FEATURES, QUERY_FEATURES
 from cliplab.evaluation.evaluator import Evaluator, RankedBenchmark, average_wordings, excluded_rows
 from cliplab.evaluation.ranking import CosineScorer, JointScorer
+from tests.processes import in_processes
 
 G, D = 9, 6
 QUERY_IDS = [0, 0, 1, 2, 2, 2, 3, 4]  # queries 0 and 2 are asked in several wordings

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.processes import in_processes
 from torch import Tensor
 
 from cliplab.evaluation.metrics import RetrievalMetric, bootstrap_intervals, recalls, with_mean
+from tests.processes import in_processes
 
 SHARE = {"pessimistic": 0.0, "mean": 0.5, "optimistic": 1.0}
 

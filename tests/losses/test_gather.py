@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.processes import in_processes
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cliplab.losses.gather import gather
 from cliplab.losses.info_nce import info_nce
+from tests.processes import in_processes
 
 B, INPUT, D = 3, 6, 4  # rows per process
 FORMS = {"symmetric": True, "one_way": False}
