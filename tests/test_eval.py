@@ -39,7 +39,7 @@ def test_another_config_keeps_the_model_of_the_checkpoint(run, tiny_config, tmp_
 
 def test_zero_shot_needs_no_checkpoint(tiny_config):
     main_of("eval")(["--config", str(tiny_config), "name=zero", "model.composer=sum"])
-    assert results_of(tiny_config.parent / "runs" / "zero")["checkpoint"] is None
+    assert results_of(tiny_config.parent / "runs" / "zero" / "eval" / "wardrobe-clip4cir")["checkpoint"] is None
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(run):

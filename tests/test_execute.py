@@ -11,8 +11,8 @@ def test_evaluations_lie_beside_their_run():
     config.data.name = "fashioniq"
     checkpoint = Path("runs/a/checkpoints/best.ckpt")
     assert evaluation_folder(config, "clip4cir", checkpoint) == Path("runs/a/eval/fashioniq-clip4cir")
-    assert evaluation_folder(config, "val", Path("b/model.ckpt")) == Path("b/eval/fashioniq-val")
-    assert evaluation_folder(config, "val", None) == Path("out/x")
+    assert evaluation_folder(config, "val", Path("b/model.ckpt")) == Path("b/eval/fashioniq-val-model")
+    assert evaluation_folder(config, "val", None) == Path("out/x/eval/fashioniq-val")
     named = evaluation_folder(config, "val (gallery=all)", checkpoint)
     assert named.name == "fashioniq-val__gallery=all_"
 

@@ -134,7 +134,40 @@ def test_never_does_not_continue_and_loses_nothing(config: Config) -> None:
     assert [contents(path) for path in moved_aside(config)] == [before]
 
 
-@pytest.mark.parametrize("left", ["notes.txt", "checkpoints/best.ckpt", "checkpoints/last.ckpt"])
+def test_a_folder_that_is_no_run_is_left_alone(config: Config) -> None:
+    path = Path(config.output_dir) / "a" / "notes.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("precious")
+    with pytest.raises(UserError, match=r"holds files but no run.*name="):
+        open_run(config)
+    assert contents(path.parent) == {"notes.txt": "precious"}
+
+
+@pytest.mark.parametrize("name", [".", "..", "../x", "a/../../x", "/x", ""])
+def test_a_name_stays_below_the_output_folder(config: Config, name: str) -> None:
+    before = contents(interrupted(config).path)
+    with pytest.raises(UserError, match="name="):
+        open_run(replace(config, name=name))
+    assert contents(Path(config.output_dir) / "a") == before
+
+
+def test_a_file_in_the_way_is_named(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="taken is a file"):
+        open_run(replace(config, output_dir=str(tmp_path / "taken")))
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_results(config: Config) -> None:
+    run = finished(config)
+    run.last.parent.mkdir(parents=True, exist_ok=True)
+    run.last.touch()
+    before = run.results.read_text()
+    again = open_run(replace(config, resume=str(run.last.resolve())))
+    assert again.resume_from is not None and again.resume_from.is_file()
+    assert [path.read_text() for path in run.path.glob("results.*.json")] == [before]
+
+
+@pytest.mark.parametrize("left", ["checkpoints/best.ckpt", "checkpoints/last.ckpt"])
 def test_whatever_stands_there_moves_aside(config: Config, left: str) -> None:
     """Without a config.yaml nobody knows what a checkpoint belongs to."""
     path = Path(config.output_dir) / "a" / left

@@ -219,3 +219,27 @@ def test_a_dual_encoder_trains_on_captions(tiny_config):
     results = json.loads((tiny_config.parent / "runs/captions/results.json").read_text())
     assert {"test/t2i/R@1", "test/i2t/R@10", "test/mean/R@10"} <= set(results["metrics"])
     assert results["baselines"] == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.composer.dropout=2", "dropout"),
+        ("model.composer.hidden_dim=0", "hidden_dim"),
+        ("data.protocol.hit=any_positive", "no option 'hit'"),
+        ("name=../outside", "name=../outside"),
+    ],
+)
+def test_options_that_only_the_parts_can_judge(tiny_config, override, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        main_of("train")(["--config", str(tiny_config), "name=judged", override])
+
+
+def test_a_damaged_checkpoint_to_resume_from_is_named(finished, tiny_config, tmp_path):
+    damaged = tmp_path / "cut.ckpt"
+    damaged.write_bytes((finished[0] / "checkpoints" / "last.ckpt").read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"can't read .*cut\.ckpt"):
+        main_of("train")(["--config", str(tiny_config), "name=resumed", f"resume={damaged}"])
+    other = ["--config", str(tiny_config), "name=resumed", "model.composer=tirg"]
+    with pytest.raises(UserError, match="another architecture"):
+        main_of("train")([*other, f"resume={finished[0] / 'checkpoints' / 'last.ckpt'}"])

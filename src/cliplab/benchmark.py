@@ -99,7 +99,7 @@ def make_protocol(part: Mapping[str, Any]) -> Protocol:
 
     Raises UserError for an unknown name, field or value, each with the closest match.
     """
-    check_part("protocol", dict.fromkeys(PROTOCOLS, Protocol), part)
+    check_part("protocol", dict.fromkeys(PROTOCOLS, Protocol), part, given=("hit",))  # what a hit is, the data set says
     name = part["name"]
     base = replace(PROTOCOLS[name], name=name)
     changes = {key: tuple(value) if isinstance(value, list) else value for key, value in part.items() if key != "name"}

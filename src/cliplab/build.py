@@ -23,8 +23,8 @@ from cliplab.models.checkpoints.open_clip import Weights, check_weights, load_st
 from cliplab.models.clip import CLIP
 from cliplab.models.composed import PARTS, ComposedRetriever
 from cliplab.models.composers import COMPOSERS
+from cliplab.ranges import check_ranges
 from cliplab.registry import build_part, check_part, closest, lookup
-from cliplab.training.optim import warmup_then
 
 if TYPE_CHECKING:
     import lightning as L
@@ -62,16 +62,11 @@ def check_parts(config: Config) -> None:
     for part in model.freeze:
         if part not in PARTS:
             raise UserError(f"model.freeze: unknown part '{part}': {closest(part, PARTS)}")
-    if model.fixed_scale is not None and not 0 < model.fixed_scale <= 100:
-        raise UserError(f"model.fixed_scale must be in (0, 100], got {model.fixed_scale}")
-    if data.batch_size < 1 or data.eval_batch_size < 1 or data.num_workers < 0:
-        raise UserError("data.batch_size and data.eval_batch_size must be at least 1, data.num_workers at least 0")
-    if config.trainer.matmul_precision not in ("highest", "high", "medium"):
-        raise UserError(
-            f"trainer.matmul_precision must be highest, high or medium, got {config.trainer.matmul_precision}"
-        )
+    check_ranges(config)
     ImageTransform(Preprocess(), data.pad, data.crop_scale, data.flip)
-    warmup_then(config.optim.schedule, config.optim.warmup, 1)
+    for part in config.optim.lr_multipliers:
+        if part not in PARTS:
+            raise UserError(f"optim.lr_multipliers: unknown part '{part}': {closest(part, PARTS)}")
     if build_protocol(config).hit == "single_target" and model.composer is None:
         known = ", ".join(COMPOSERS)
         raise UserError(f"data.name={data.name} asks composed queries: set model.composer.name ({known})")
@@ -100,8 +95,9 @@ def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tupl
         built_from, weights = _read_towers(config)
     try:
         clip = CLIP(**built_from.architecture)
-    except TypeError as error:
-        raise UserError(f"model.arch={config.model.arch} has towers that cliplab can't build: {error}") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.arch={config.model.arch} has towers that can't be built: {reason}") from error
     if weights is not None:
         load_strictly(clip, weights.state_dict, weights.source)
     elif stored is None:

@@ -15,7 +15,9 @@ EXIT_USER_ERROR = 2
 
 def parse(description: str, flags: Sequence[str], arguments: Sequence[str]) -> argparse.Namespace:
     """Parse `--config FILE --checkpoint PATH key=value ...`; `--help` lists the configs."""
-    configs = "\n".join(f"  {path}  {headline(path)}" for path in sorted(Path("configs").glob("*.yaml")))
+    configs = "\n".join(
+        f"  {path}  {headline(path)}" for path in sorted(Path("configs").glob("*.yaml")) if path.is_file()
+    )
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"configs:\n{configs or '  none in ./configs'}\n\nAll keys with their defaults: src/cliplab/config.py",
@@ -31,7 +33,7 @@ def parse(description: str, flags: Sequence[str], arguments: Sequence[str]) -> a
 
 def headline(path: Path) -> str:
     """What a config is: the first line of its header comment."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         return file.readline().lstrip("# ").strip()
 
 

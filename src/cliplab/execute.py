@@ -17,7 +17,7 @@ from cliplab.evaluation.evaluator import RankedBenchmark
 from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
 from cliplab.models.checkpoints.open_clip import load_strictly
 from cliplab.results import write_ranks, write_results
-from cliplab.run import RunDirectory, open_run, read_checkpoint
+from cliplab.run import RunDirectory, open_run, read_checkpoint, run_directory
 from cliplab.training.module import RetrievalModule
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ def train(config: Config, dataset: RetrievalDataset) -> None:
     model, built_from = build.build_model(config)
     datamodule = build.build_datamodule(config, dataset, model, built_from)
     module = build.build_module(config, model, built_from)
+    if run.resume_from is not None:
+        load_checkpoint(module, run.resume_from)  # says what is wrong with it before the Trainer stumbles over it
     trainer = build.build_trainer(config, run)
     if trainer.is_global_zero:
         report.console().print(report.parts_table(model.part_parameters(), module.groups()))
@@ -73,12 +75,16 @@ def load_checkpoint(module: RetrievalModule, path: Path) -> None:
 
 
 def evaluation_folder(config: Config, protocol: str, checkpoint: Path | None) -> Path:
-    """runs/NAME/eval/DATA-PROTOCOL beside the checkpoint's run, or runs/NAME where there is none."""
+    """RUN/eval/DATA-PROTOCOL, with the name of a checkpoint that is not the best of its run."""
+    name = f"{config.data.name}-{protocol}"
     if checkpoint is None:
-        return Path(config.output_dir) / config.name
-    run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    safe = "".join(c if c.isalnum() or c in "-_=.," else "_" for c in f"{config.data.name}-{protocol}")
-    return run / "eval" / safe
+        run = run_directory(config).path
+    elif checkpoint.parent.name == "checkpoints":
+        run = checkpoint.parent.parent
+        name = name if checkpoint.stem == "best" else f"{name}-{checkpoint.stem}"
+    else:
+        run, name = checkpoint.parent, f"{name}-{checkpoint.stem}"
+    return run / "eval" / "".join(c if c.isalnum() or c in "-_=.," else "_" for c in name)
 
 
 class timed:  # noqa: N801 - reads as a statement

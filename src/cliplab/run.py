@@ -49,9 +49,21 @@ class RunDirectory:
         return self.path / "results.json"
 
 
+def run_directory(config: Config) -> RunDirectory:
+    """output_dir/name. Raises UserError for a name that leads elsewhere, or a path that is no folder."""
+    parts = Path(config.name).parts
+    if not parts or Path(config.name).is_absolute() or {".", ".."} & {*parts, config.name}:
+        raise UserError(f"name={config.name}: a run's name must be a folder below output_dir, like baseline or a/b")
+    path = Path(config.output_dir) / config.name
+    blocked = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+    if blocked is not None:
+        raise UserError(f"output_dir={config.output_dir} name={config.name}: {blocked} is a file, no folder")
+    return RunDirectory(path)
+
+
 def open_run(config: Config) -> RunDirectory:
     """Apply `resume` and leave a directory with config.yaml. Raises UserError for a checkpoint that is not there."""
-    run = RunDirectory(Path(config.output_dir) / config.name)
+    run = run_directory(config)
     leader = os.environ.get("LOCAL_RANK", "0") == "0"  # further processes follow what the first one decided
     if config.resume not in ("auto", "never"):
         checkpoint = Path(config.resume)
@@ -66,10 +78,15 @@ def open_run(config: Config) -> RunDirectory:
         else:
             log.info("not continuing %s: its config differs in %s", run.path, ", ".join(changed))
     if leader:
-        if run.resume_from is None or run.path not in run.resume_from.parents:
-            _move_aside(run)
-        run.path.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(asdict(config)), run.path / "config.yaml")
+        if run.resume_from is None or run.path.resolve() not in run.resume_from.resolve().parents:
+            _move_aside(run.path)
+        elif run.results.is_file():
+            _move_aside(run.results)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(OmegaConf.create(asdict(config)), run.path / "config.yaml")
+        except OSError as error:
+            raise UserError(f"can't write the run directory {run.path}: {error}") from error
     return run
 
 
@@ -90,18 +107,21 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
 
 
-def _move_aside(run: RunDirectory) -> None:
-    if not run.path.is_dir() or not any(run.path.iterdir()):
+def _move_aside(path: Path) -> None:
+    """Rename a run directory, or its results, after the time it was last written; refuse what is no run."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    written = max(path.stat().st_mtime for path in run.path.rglob("*"))
+    if path.is_dir() and not any((path / name).exists() for name in ("config.yaml", "checkpoints", "results.json")):
+        raise UserError(f"{path} holds files but no run (no config.yaml): choose another name= or output_dir=")
+    written = max(item.stat().st_mtime for item in (path.rglob("*") if path.is_dir() else [path]))
     stamp = datetime.fromtimestamp(written).strftime("%Y-%m-%d_%H-%M-%S")
-    aside = run.path.with_name(f"{run.path.name}.{stamp}")
+    aside = path.with_name(f"{path.stem}.{stamp}{path.suffix}" if path.is_file() else f"{path.name}.{stamp}")
     number = 1
     while aside.exists():
         number += 1
-        aside = run.path.with_name(f"{run.path.name}.{stamp}.{number}")
-    run.path.rename(aside)
-    log.info("the earlier run %s was moved to %s", run.path, aside)
+        aside = aside.with_name(f"{path.name}.{stamp}.{number}")
+    path.rename(aside)
+    log.info("the earlier %s was moved to %s", path, aside)
 
 
 def checkpoint_of(path: str | Path) -> Path:
@@ -135,6 +155,8 @@ def config_of(checkpoint: Path, path: str | None, overrides: Sequence[str]) -> t
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of a run, as plain builtins and tensors. Raises UserError for anything else."""
     stored = read_torch_file(path)
-    if not isinstance(stored, dict) or "config" not in stored.get("hyper_parameters", {}):
+    parts = stored.get("hyper_parameters") if isinstance(stored, dict) else None
+    whole = isinstance(parts, dict) and isinstance(parts.get("config"), dict) and "built_from" in parts
+    if not whole or "state_dict" not in stored:
         raise UserError(f"{path} is no checkpoint of a run here; give plain weights as model.weights with --config")
     return stored

@@ -282,7 +282,6 @@ def test_an_image_that_no_needed_split_and_gallery_holds_may_be_missing(fashioni
     [
         ("clip4cir", ["D7"], {"gallery_rows": 1, "queries": 0, "empty_captions": 0}, ["D4->D5", "D6->D4"]),
         ("clip4cir", ["D5"], {"gallery_rows": 1, "queries": 1, "empty_captions": 0}, ["D6->D4"]),
-        ("clip4cir", ["D4", "D7"], {"gallery_rows": 2, "queries": 2, "empty_captions": 0}, []),
         ("searle", ["D5"], {"gallery_rows": 1, "queries": 1, "empty_captions": 0}, ["D6->D4"]),
         ("artemis", ["D6"], {"gallery_rows": 1, "queries": 2, "empty_captions": 0}, ["D4->D5#0", "D4->D5#1"]),
         ("val", ["D5"], {"gallery_rows": 1, "queries": 2, "empty_captions": 1}, ["D6->D4"]),
@@ -301,6 +300,12 @@ def test_reported_missing_images_are_left_out_and_counted(
     assert [[gallery[row] for row in rows] for rows in after.positives] == [[n.split(">")[1][:2]] for n in left]
     assert [gallery[row] for row in after.references()] == [name[:2] for name in left]
     assert sorted(set(after.queries["query_id"])) == list(range(len(left)))
+
+
+def test_a_benchmark_without_a_query_left_is_refused(fashioniq_root: Path) -> None:
+    remove(fashioniq_root, "D4", "D7")
+    with pytest.raises(UserError, match=r"cap\.dress\.val\.json: no query is left"):
+        dress(fashioniq_root, "clip4cir", missing_images="report")
 
 
 def test_reported_missing_images_leave_training_records_out_and_are_known(fashioniq_root: Path) -> None:

@@ -37,3 +37,12 @@ def test_every_id_gets_the_same_picture_each_time_and_the_folder_is_marked(annot
 def test_no_photographs_is_an_error(annotations, tmp_path):
     with pytest.raises(UserError, match="no photographs"):
         make_stand_ins(annotations, tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_a_folder_of_real_photographs_is_left_alone(annotations, tmp_path):
+    out = tmp_path / "real"
+    out.mkdir()
+    Image.new("RGB", (8, 8)).save(out / "dtr0.jpg")
+    with pytest.raises(UserError, match="new or empty folder"):
+        make_stand_ins(annotations, out, out)
+    assert not (out / "dtr0.jpg").is_symlink()

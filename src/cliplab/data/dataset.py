@@ -160,7 +160,7 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+    except (UnicodeDecodeError, OSError, EOFError, RecursionError, zlib.error) as error:
         raise UserError(f"can't read {path}: {error}") from error
 
 

@@ -99,6 +99,9 @@ class FashionIQ(RetrievalDataset):
             wrong = [name for name in names if not isinstance(name, str)]
             if wrong:
                 raise UserError(f"{path} must be a list of image ids, found {wrong[0]!r}")
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise UserError(f"{path} names the image '{twice}' more than once")
             self._splits[key] = names
         return self._splits[key]
 
@@ -187,8 +190,8 @@ class FashionIQ(RetrievalDataset):
             texts = EVAL_JOINS[protocol.caption_join](record.captions, category)
             groups = [texts] if protocol.query_unit == "record" and texts else [[text] for text in texts]
             excluded["empty_captions"] += len(record.captions) - len(texts) if protocol.query_unit == "caption" else 0
-            if self._lacks_image(record):
-                excluded["queries"] += len(groups)
+            if self._lacks_image(record) or not groups:
+                excluded["queries"] += max(1, len(groups))
                 continue
             for number, group in enumerate(groups):
                 for text in group:
@@ -199,6 +202,8 @@ class FashionIQ(RetrievalDataset):
                 positives.append([rows[record.target]])
                 suffix = f"#{number}" if len(groups) > 1 else ""
                 query_names.append(f"{record.reference}->{record.target}{suffix}")
+        if not positives:
+            raise UserError(f"{self.caption_file(category, split)}: no query is left ({excluded} left out)")
         gallery = {"id": kept, "image": [self.folder.path(name) for name in kept], "text": [None] * len(kept)}
         return Benchmark(
             category,

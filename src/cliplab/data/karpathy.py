@@ -75,7 +75,12 @@ class Karpathy(RetrievalDataset):
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("images"), list):
             raise UserError(f"{path} must be an object with a list 'images' (Karpathy's layout)")
-        return [_captioned_image(path, number, row) for number, row in enumerate(content["images"])]
+        images = [_captioned_image(path, number, row) for number, row in enumerate(content["images"])]
+        named: dict[str, str] = {}
+        for image in images:
+            if named.setdefault(image.stem, image.filename) != image.filename:
+                raise UserError(f"{path}: '{image.filename}' and '{named[image.stem]}' would share one picture")
+        return images
 
     def split(self, name: str) -> list[CaptionedImage]:
         """The images of a split; `train` includes restval."""
@@ -98,6 +103,10 @@ class Karpathy(RetrievalDataset):
 
     def train_table(self, protocol: Protocol) -> Dataset:
         """Text against image: one random caption per image and epoch."""
+        if protocol.train_join not in ("random1", "each_caption"):
+            raise UserError(
+                f"data.protocol.train_join={protocol.train_join} joins pairs: use random1 or each_caption here"
+            )
         images = self._present("train", protocol)
         samples = [
             (row, texts)
@@ -116,6 +125,8 @@ class Karpathy(RetrievalDataset):
     def benchmarks(self, protocol: Protocol, split: str) -> list[Benchmark]:
         """Text to image; its transpose is image to text, where any of an image's captions is a hit."""
         images = self._present(split, protocol)
+        if not images:
+            raise UserError(f"{self.annotation_file}: no image of the split '{split}' is left in {self.image_root}")
         captions = [(row, caption) for row, image in enumerate(images) for caption in image.captions]
         paths = [self.folder.path(image.stem) for image in images]
         names = [image.filename for image in images]

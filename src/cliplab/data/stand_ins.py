@@ -27,6 +27,8 @@ def make_stand_ins(annotations: Path, photographs: Path, out: Path) -> int:
     names = sorted(
         {n for category in dataset.all_categories for s in SPLITS for n in dataset.split_images(category, s)}
     )
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / STAND_IN_MARKER).is_file())):
+        raise UserError(f"{out} is no folder of stand-ins: name a new or empty folder as --out")
     out.mkdir(parents=True, exist_ok=True)
     (out / STAND_IN_MARKER).write_text("The pictures here stand in for photographs that are not distributed.\n")
     for name in names:

@@ -97,6 +97,8 @@ def render_wardrobe(root: Path, spec: WardrobeSpec = DEFAULT_SPEC) -> None:
     The folder appears complete or not at all, so several processes may render the same root at once.
     Raises UserError where root holds anything else than this wardrobe.
     """
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file: the wardrobe needs a folder (data.root)")
     if root.exists() and any(root.iterdir()):
         _require_same(root, spec)
         return

@@ -52,6 +52,17 @@ class CLIP(TextTower):
         super().__init__()
         vision = vision_cfg if isinstance(vision_cfg, CLIPVisionCfg) else CLIPVisionCfg(**vision_cfg)
         text = text_cfg if isinstance(text_cfg, CLIPTextCfg) else CLIPTextCfg(**text_cfg)
+        sizes = (
+            embed_dim,
+            vision.width,
+            vision.head_width,
+            vision.patch_size,
+            text.width,
+            text.heads,
+            text.context_length,
+        )
+        if min(sizes) < 1 or vision.image_size < vision.patch_size or text.vocab_size < 1:
+            raise ValueError(f"sizes must be 1 or more, and the image at least a patch: {vision}, {text}")
         activation = QuickGELU if quick_gelu else nn.GELU
         self.embed_dim, self.quick_gelu = embed_dim, quick_gelu
         self.visual = VisionTransformer(

@@ -67,7 +67,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by open_clip key; wrappers (`state_dict`, `module.`) are removed. Raises UserError naming the file."""
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
         raise UserError(f"{path} holds no state dict (a mapping of names to tensors)")
     for prefix in _PREFIXES:
         if any(key.startswith(prefix) for key in content):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cliplab.errors import UserError
 from cliplab.models.composers.composer import Composer, unit
 
 
@@ -26,7 +27,13 @@ class Combiner(Composer):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        projection, hidden = projection_dim or 4 * embed_dim, hidden_dim or 8 * embed_dim
+        projection = 4 * embed_dim if projection_dim is None else projection_dim
+        hidden = 8 * embed_dim if hidden_dim is None else hidden_dim
+        if projection < 1 or hidden < 1 or not 0 <= dropout <= 1:
+            raise UserError(
+                "composer 'combiner' needs projection_dim and hidden_dim of 1 or more and dropout in [0, 1], got "
+                f"{projection}, {hidden}, {dropout}"
+            )
         self.text_projection = nn.Sequential(nn.Linear(embed_dim, projection), nn.ReLU(), nn.Dropout(dropout))
         self.image_projection = nn.Sequential(nn.Linear(embed_dim, projection), nn.ReLU(), nn.Dropout(dropout))
         self.residual = nn.Sequential(

@@ -1,0 +1,51 @@
+"""Which values the options of a run may have, beyond their types."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from cliplab.config import Config
+from cliplab.errors import UserError
+
+
+def check_ranges(config: Config) -> None:
+    """Raise UserError naming the first key whose value can't work."""
+    for key, (fits, expected) in _RANGES.items():
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if value is not None and not fits(value):
+            raise UserError(f"{key} must be {expected}, got {value}")
+
+
+def _between(low: float, high: float = math.inf, open_low: bool = False) -> Callable[[float], bool]:
+    return lambda value: math.isfinite(value) and (low < value if open_low else low <= value) and value <= high
+
+
+def _one_of(*choices: object) -> Callable[[object], bool]:
+    return lambda value: value in choices
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (_between(0, 2**31), "an integer from 0 to 2^31"),
+    "model.fixed_scale": (_between(0, 100, open_low=True), "in (0, 100]"),
+    "data.batch_size": (_between(1), "1 or more"),
+    "data.eval_batch_size": (_between(1), "1 or more"),
+    "data.num_workers": (_between(0), "0 or more"),
+    "data.categories": (lambda names: len(names) == len(set(names)), "a list without repetitions"),
+    "optim.lr": (_between(0, open_low=True), "a finite number above 0"),
+    "optim.weight_decay": (_between(0), "a finite number, 0 or more"),
+    "optim.betas": (lambda b: len(b) == 2 and all(0 <= beta < 1 for beta in b), "two numbers in [0, 1)"),
+    "optim.eps": (_between(0), "a finite number, 0 or more"),
+    "optim.warmup": (lambda share: 0 <= share < 1, "a share of all steps in [0, 1)"),
+    "optim.schedule": (_one_of("cosine", "constant"), "cosine or constant"),
+    "optim.lr_multipliers": (lambda of: all(_between(0)(value) for value in of.values()), "finite numbers, 0 or more"),
+    "trainer.max_epochs": (lambda n: n == -1 or n >= 1, "1 or more"),
+    "trainer.max_steps": (lambda n: n == -1 or n >= 1, "1 or more, or -1 for no limit"),
+    "trainer.devices": (_between(1), "1 or more"),
+    "trainer.matmul_precision": (_one_of("highest", "high", "medium"), "highest, high or medium"),
+    "trainer.gradient_clip_val": (_between(0), "a finite number, 0 or more"),
+    "trainer.check_val_every_n_epoch": (_between(1), "1 or more"),
+    "trainer.log_every_n_steps": (_between(1), "1 or more"),
+    "trainer.early_stopping_patience": (_between(0), "0 or more"),
+}

@@ -1,0 +1,45 @@
+import pytest
+
+from cliplab.config import Config, merge_config, read_overrides
+from cliplab.errors import UserError
+from cliplab.ranges import check_ranges
+
+
+def test_the_defaults_are_inside():
+    check_ranges(Config())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=-1",
+        "model.fixed_scale=0",
+        "model.fixed_scale=101",
+        "data.batch_size=0",
+        "data.num_workers=-1",
+        "data.categories=[dress,dress]",
+        "optim.lr=0",
+        "optim.lr=-1",
+        "optim.lr=.nan",
+        "optim.lr=.inf",
+        "optim.weight_decay=-0.1",
+        "optim.betas=[0.9]",
+        "optim.betas=[0.9,1.5]",
+        "optim.eps=-1",
+        "optim.warmup=1.0",
+        "optim.warmup=-0.1",
+        "optim.schedule=linear",
+        "optim.lr_multipliers={composer: -1}",
+        "optim.lr_multipliers={composer: .nan}",
+        "trainer.max_epochs=0",
+        "trainer.max_steps=0",
+        "trainer.devices=-1",
+        "trainer.matmul_precision=low",
+        "trainer.gradient_clip_val=-1",
+        "trainer.check_val_every_n_epoch=0",
+    ],
+)
+def test_what_lies_outside_is_named(override):
+    config = merge_config([("command line", read_overrides([override]))])
+    with pytest.raises(UserError, match=f"^{override.split('=')[0]} must be "):
+        check_ranges(config)
