@@ -47,7 +47,7 @@ def run_script(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(arguments)
     except UserError as error:
-        if "debug=true" in [argument.lower() for argument in arguments]:
+        if any(argument.lower() in ("debug=true", "debug=1", "debug=yes", "debug=on") for argument in arguments):
             raise
         sys.stderr.write(f"error: {message_of(error)}\n")
         sys.exit(EXIT_USER_ERROR)

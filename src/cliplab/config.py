@@ -95,7 +95,7 @@ class Config:
     name: str = ""  # folder below output_dir; empty = the YAML's file name
     seed: int = 0
     resume: str = "auto"  # auto: continue an interrupted run of the same config; never; or a checkpoint file
-    debug: bool = False  # true: show the traceback of a user error
+    debug: bool = False  # debug=true on the command line shows the traceback of a user error
     output_dir: str = "runs"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -65,7 +65,7 @@ class RetrievalMetric(Metric):
 
 def recalls(rank: Tensor, recall_at: Sequence[int]) -> dict[str, Tensor]:
     """Ranks [Q] -> `{"R@k": percent of queries with rank <= k}`."""
-    return {f"R@{k}": 100 * (rank <= k).double().mean() for k in recall_at}
+    return {f"R@{k}": 100 * (rank <= k).sum().double() / len(rank) for k in recall_at}
 
 
 def with_mean(per_benchmark: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
