@@ -19,7 +19,7 @@ STAND_IN_NOTICE = (
 def console() -> Console:
     """Standard output; wide enough for a table where it is no terminal."""
     plain = Console()
-    return plain if plain.is_terminal else Console(width=120)
+    return plain if plain.is_terminal else Console(width=160)
 
 
 def parts_table(parts: Mapping[str, Sequence[Any]], groups: Sequence[ParameterGroup]) -> Table:
