@@ -10,9 +10,23 @@ from omegaconf import OmegaConf
 
 from cliplab.config import Config, TrainerConfig, merge_config
 from cliplab.errors import UserError
-from cliplab.run import RunDirectory, checkpoint_of, open_run
+from cliplab.run import RunDirectory, checkpoint_of, claim_run, find_run
 
 WRITTEN = 1_700_000_000
+
+
+def open_run(config: Config) -> RunDirectory:
+    """Both steps of a start."""
+    run = find_run(config)
+    claim_run(run, config)
+    return run
+
+
+def test_finding_a_run_touches_nothing(config: Config) -> None:
+    before = contents(finished(config).path)
+    assert find_run(config).resume_from is None
+    assert contents(Path(config.output_dir) / "a") == before
+    assert moved_aside(config) == []
 
 
 @pytest.fixture(autouse=True)

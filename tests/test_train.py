@@ -243,3 +243,10 @@ def test_a_damaged_checkpoint_to_resume_from_is_named(finished, tiny_config, tmp
     other = ["--config", str(tiny_config), "name=resumed", "model.composer=tirg"]
     with pytest.raises(UserError, match="another architecture"):
         main_of("train")([*other, f"resume={finished[0] / 'checkpoints' / 'last.ckpt'}"])
+
+
+def test_a_mistake_leaves_the_finished_run_where_it_is(finished, tiny_config):
+    for override in ("model.arch=RN50x", "trainer.precision=17", "model.composer.dropout=2"):
+        with pytest.raises(UserError):
+            main_of("train")(["--config", str(tiny_config), "name=finished", override])
+        assert (finished[0] / "results.json").is_file()

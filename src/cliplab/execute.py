@@ -17,7 +17,7 @@ from cliplab.evaluation.evaluator import RankedBenchmark
 from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
 from cliplab.models.checkpoints.open_clip import load_strictly
 from cliplab.results import write_ranks, write_results
-from cliplab.run import RunDirectory, open_run, read_checkpoint, run_directory
+from cliplab.run import RunDirectory, claim_run, find_run, read_checkpoint, run_directory
 from cliplab.training.module import RetrievalModule
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def train(config: Config, dataset: RetrievalDataset) -> None:
     """Train, test the best checkpoint, leave a complete run directory."""
     started = time.perf_counter()
-    run = open_run(config)
+    run = find_run(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     model, built_from = build.build_model(config)
     datamodule = build.build_datamodule(config, dataset, model, built_from)
@@ -36,6 +36,7 @@ def train(config: Config, dataset: RetrievalDataset) -> None:
     trainer = build.build_trainer(config, run)
     if trainer.is_global_zero:
         report.console().print(report.parts_table(model.part_parameters(), module.groups()))
+    claim_run(run, config)
     seconds = {"set-up": time.perf_counter() - started}
     with timed(seconds, "fit"):
         trainer.fit(module, datamodule, ckpt_path=run.resume_from, weights_only=True)

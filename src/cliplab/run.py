@@ -61,10 +61,9 @@ def run_directory(config: Config) -> RunDirectory:
     return RunDirectory(path)
 
 
-def open_run(config: Config) -> RunDirectory:
-    """Apply `resume` and leave a directory with config.yaml. Raises UserError for a checkpoint that is not there."""
+def find_run(config: Config) -> RunDirectory:
+    """Apply `resume`, touching nothing. Raises UserError for a checkpoint that is not there."""
     run = run_directory(config)
-    leader = os.environ.get("LOCAL_RANK", "0") == "0"  # further processes follow what the first one decided
     if config.resume not in ("auto", "never"):
         checkpoint = Path(config.resume)
         if not checkpoint.is_file():
@@ -77,17 +76,25 @@ def open_run(config: Config) -> RunDirectory:
             log.info("continuing the interrupted run %s from its last epoch", run.path)
         else:
             log.info("not continuing %s: its config differs in %s", run.path, ", ".join(changed))
-    if leader:
-        if run.resume_from is None or run.path.resolve() not in run.resume_from.resolve().parents:
-            _move_aside(run.path)
-        elif run.results.is_file():
-            _move_aside(run.results)
-        try:
-            run.path.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(OmegaConf.create(asdict(config)), run.path / "config.yaml")
-        except OSError as error:
-            raise UserError(f"can't write the run directory {run.path}: {error}") from error
     return run
+
+
+def claim_run(run: RunDirectory, config: Config) -> None:
+    """Make the directory the run's own, with its config.yaml; called when nothing can be wrong with the config.
+
+    What a fresh start would overwrite is moved aside. Processes beside the first leave that to it.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return
+    if run.resume_from is None or run.path.resolve() not in run.resume_from.resolve().parents:
+        _move_aside(run.path)
+    elif run.results.is_file():
+        _move_aside(run.results)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(asdict(config)), run.path / "config.yaml")
+    except OSError as error:
+        raise UserError(f"can't write the run directory {run.path}: {error}") from error
 
 
 def _changed_keys(stored: Path, config: Config) -> list[str]:
