@@ -1,4 +1,4 @@
-"""metrics.csv of a run, over all its sessions."""
+"""metrics.csv of a run, from its first start on."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 def continued_csv_logger(folder: Path, resumed: bool) -> CSVLogger:
     """A CSVLogger that writes folder/metrics.csv and, where a run is resumed, keeps the rows that are there.
 
-    Lightning's own deletes the file of an earlier session when it starts.
+    Lightning's own deletes the file that it finds.
     """
     file = folder / "metrics.csv"
     earlier = file.read_text(encoding="utf-8") if resumed and file.is_file() else ""
