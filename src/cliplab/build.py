@@ -59,14 +59,12 @@ def check_parts(config: Config) -> None:
     if model.composer is not None:
         check_part("composer", COMPOSERS, model.composer, COMPOSER_INPUTS)
     check_part("loss", LOSSES, config.loss, LOSS_INPUTS)
-    for part in model.freeze:
-        if part not in PARTS:
-            raise UserError(f"model.freeze: unknown part '{part}': {closest(part, PARTS)}")
+    for key, parts in (("model.freeze", model.freeze), ("optim.lr_multipliers", config.optim.lr_multipliers)):
+        for part in parts:
+            if part not in PARTS:
+                raise UserError(f"{key}: unknown part '{part}': {closest(part, PARTS)}")
     check_ranges(config)
     ImageTransform(Preprocess(), data.pad, data.crop_scale, data.flip)
-    for part in config.optim.lr_multipliers:
-        if part not in PARTS:
-            raise UserError(f"optim.lr_multipliers: unknown part '{part}': {closest(part, PARTS)}")
     if build_protocol(config).hit == "single_target" and model.composer is None:
         known = ", ".join(COMPOSERS)
         raise UserError(f"data.name={data.name} asks composed queries: set model.composer.name ({known})")
@@ -140,8 +138,9 @@ def build_datamodule(
         from cliplab.report import STAND_IN_NOTICE
 
         log.warning("%s", STAND_IN_NOTICE)
-    if any(dataset.empty_captions().values()):
-        log.info("empty captions, kept as they are: %s", dataset.empty_captions())
+    empty = dataset.empty_captions()
+    if any(empty.values()):
+        log.info("empty captions, kept as they are: %s", empty)
     data = config.data
     return RetrievalDataModule(
         dataset,

@@ -30,9 +30,7 @@ class ModelConfig:
     """The towers and the composer."""
 
     arch: str = "ViT-B-32"  # an architecture of open_clip or of cliplab (ViT-tiny-8-64), or a JSON file in that form
-    weights: str | None = (
-        None  # open_clip tag (openai, laion2b_s34b_b79k), a .safetensors or state-dict file; null = random
-    )
+    weights: str | None = None  # open_clip tag (openai, ...), a .safetensors or state-dict file; null = random
     composer: Part | None = field(default=None, metadata=PART)  # null: a dual encoder, no composed queries
     freeze: list[str] = field(default_factory=list)  # of image_encoder, text_encoder, composer, temperature
     fixed_scale: float | None = None  # scale of the cosine logits; null = learned, clamped to 100 (CLIP4Cir: 100)
@@ -65,9 +63,7 @@ class OptimConfig:
     eps: float = 1e-6
     warmup: float = 0.05  # share of all steps with linearly rising lr
     schedule: str = "cosine"  # cosine, constant
-    lr_multipliers: dict[str, float] = field(
-        default_factory=dict
-    )  # per image_encoder, text_encoder, composer, temperature
+    lr_multipliers: dict[str, float] = field(default_factory=dict)  # per part, named as in model.freeze
 
 
 @dataclass

@@ -151,8 +151,9 @@ def config_of(checkpoint: Path, path: str | None, overrides: Sequence[str]) -> t
     """
     stored = read_checkpoint(checkpoint)
     own, typed = stored["hyper_parameters"]["config"], read_overrides(overrides)
-    layers = [(str(checkpoint), own)]
-    if path is not None:
+    if path is None:
+        layers = [(str(checkpoint), own)]
+    else:
         layers = [(path, asdict(load_config(path))), (str(checkpoint), {"model": own["model"]})]
     config = merge_config([*layers, ("command line", typed)])
     config.model.weights = None  # the checkpoint holds them

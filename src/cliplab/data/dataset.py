@@ -116,11 +116,12 @@ class RetrievalDataset(ABC):
 
     def summary(self) -> dict[str, Any]:
         """What results.json says of the data."""
+        counts = self.counts()
         return {
             "name": self.benchmark_name,
             "categories": list(self.categories),
-            "counts": self.counts(),
-            "empty_captions": self.empty_captions(),
+            "counts": counts,
+            "empty_captions": _empty_by_split(counts),
             "manifest_hash": self.manifest_hash(),
             "stand_in_images": self.stand_ins,
             "missing_images": {"count": len(self.missing), "first": self.missing[:10]},
