@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         checkpoint = checkpoint_of(given.checkpoint)
         config, stored = config_of(checkpoint, given.config, given.overrides)
-    dataset = check(config, train=False)
+    dataset = check(config, train=False, from_checkpoint=stored is not None)
 
     from cliplab.execute import evaluate  # imports lightning: only after everything cheap has been checked
 

@@ -23,8 +23,12 @@ TABLE = {
     "val": ("val_split", True, "each_caption", "caption", "{}", (1, 10, 50)),
     "composeae": ("all", False, "category_it", "record", "{}", (10, 50)),
     "clip_benchmark": ("original_split", False, "each_caption", "caption", "{}", (1, 5, 10)),
+    "zero_shot_imagenet": ("original_split", False, "imagenet_templates", "record", "{}", (1, 5)),
+    "zero_shot_cifar": ("original_split", False, "cifar_templates", "record", "{}", (1, 5)),
+    "zero_shot_plain": ("original_split", False, "class_name", "record", "a photo of a {}.", (1, 5)),
 }
-TRAIN_JOINS = {
+CLASSES = {"zero_shot_imagenet", "zero_shot_cifar", "zero_shot_plain"}
+TRAIN_JOINS = dict.fromkeys(CLASSES, "random1") | {
     "clip4cir": "random4_cap",
     "bi_blip4cir": "random4_cap",
     "candidate_reranking": "random4_cap",
@@ -42,7 +46,8 @@ def test_each_protocol_is_as_released(name: str) -> None:
     found = PROTOCOLS[name]
     own = (found.gallery, found.exclude_reference, found.caption_join, found.query_unit, found.prompt, found.recall_at)
     assert own == TABLE[name]
-    assert found.hit == ("any_positive" if name == "clip_benchmark" else "single_target")
+    hits = {"clip_benchmark": "any_positive"} | dict.fromkeys(TABLE.keys() & CLASSES, "class")
+    assert found.hit == hits.get(name, "single_target")
     assert (found.ties, found.missing_images) == ("pessimistic", "error")
     assert found.train_join == TRAIN_JOINS.get(name, found.train_join)
 
@@ -80,6 +85,7 @@ def test_a_field_set_to_what_it_is_changes_no_name() -> None:
     [
         ({"name": "clip4cr"}, "unknown protocol 'clip4cr': did you mean 'clip4cir'?"),
         ({}, "unknown protocol 'None'"),
+        ({"name": "zero_shot_imagnet"}, "did you mean 'zero_shot_imagenet'?"),
         ({"name": "val", "galery": "all"}, "protocol 'val' has no option 'galery': did you mean 'gallery'?"),
         ({"name": "val", "gallery": "everything"}, "protocol 'val': option 'gallery' must be .*'original_split'"),
         ({"name": "val", "exclude_reference": 1}, "option 'exclude_reference' must be bool, got 1"),
@@ -92,6 +98,21 @@ def test_a_field_set_to_what_it_is_changes_no_name() -> None:
 def test_a_wrong_protocol_teaches(part: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         make_protocol(part)
+
+
+@pytest.mark.parametrize(
+    ("name", "join", "owners"),
+    [
+        ("clip4cir", "imagenet_templates", "zero_shot_imagenet"),
+        ("clip_benchmark", "class_name", "zero_shot_plain"),
+        ("zero_shot_plain", "category_it", "composeae"),
+    ],
+)
+def test_wordings_of_classes_are_for_classes(name: str, join: str, owners: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' can't have caption_join={join}; it belongs to: {owners}"):
+        make_protocol({"name": name, "caption_join": join})
+    changed = make_protocol({"name": "zero_shot_plain", "caption_join": "cifar_templates", "prompt": "{}"})
+    assert changed.name == "zero_shot_plain (caption_join=cifar_templates, prompt={})"
 
 
 @pytest.mark.parametrize("recall_at", [[], [0], [-1, 10]])

@@ -1,14 +1,16 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 
-from cliplab import build
+from cliplab import build, sources
 from cliplab.config import load_config
 from cliplab.errors import UserError
 from tests.conftest import ROOT, TINY
+from tests.image_folders import make_image_folder
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -25,13 +27,12 @@ def test_weights_bring_their_activation_and_a_checkpoint_keeps_it(tiny_config, t
     oracle = open_clip.CLIP(**TINY, quick_gelu=True)
     torch.save(oracle.state_dict(), tmp_path / "w.pt")
     config = load_config(tiny_config, [f"model.weights={tmp_path / 'w.pt'}"])
-    read = build.read_weights
+    read = sources.read_file
 
-    def tagged(arch: str, weights: str):
-        found = read(arch, weights)
-        return type(found)(found.source, found.state_dict, True, {"mean": (0.5, 0.5, 0.5), "resize_mode": "squash"})
+    def tagged(path: Path):
+        return replace(read(path), quick_gelu=True, preprocess={"mean": (0.5, 0.5, 0.5), "resize_mode": "squash"})
 
-    monkeypatch.setattr(build, "read_weights", tagged)
+    monkeypatch.setattr(sources, "read_file", tagged)
     model, built_from = build.build_model(config)
     assert built_from.architecture["quick_gelu"] is True
     text = torch.randint(1, 49000, (3, 32))
@@ -40,6 +41,17 @@ def test_weights_bring_their_activation_and_a_checkpoint_keeps_it(tiny_config, t
     again, _ = build.build_model(config, json.loads(json.dumps(vars(built_from))))
     assert again.clip.quick_gelu
     assert again.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert built_from.preprocess["resize_mode"] == "squash"
+    again.clip.load_state_dict(model.clip.state_dict(), strict=True)
+
+
+def test_the_options_of_the_towers_arrive(tiny_config):
+    config = load_config(tiny_config, ["model.image_size=48", "model.attention=eager"])
+    model, built_from = build.build_model(config)
+    assert built_from.architecture["vision_cfg"]["image_size"] == built_from.preprocess["size"] == 48
+    assert model.clip.visual.positional_embedding.shape == (1 + 6 * 6, 32)
+    used = {m.attention_implementation for m in model.modules() if hasattr(m, "attention_implementation")}
+    assert used == {"eager"}
 
 
 def test_protocols_belong_to_data_sets(tiny_config):
@@ -50,9 +62,9 @@ def test_protocols_belong_to_data_sets(tiny_config):
     assert build.build_protocol(config).name == "clip4cir (gallery=val_split)"
 
 
-def test_towers_that_are_not_built_yet_are_named(tiny_config):
-    config = load_config(tiny_config, ["model.arch=RN50"])
-    with pytest.raises(UserError, match="RN50"):
+def test_towers_that_are_not_built_are_named(tiny_config):
+    config = load_config(tiny_config, ["model.arch=coca_ViT-B-32"])
+    with pytest.raises(UserError, match="coca_ViT-B-32: CoCa .multimodal_cfg. isn't built here"):
         build.build_model(config)
 
 
@@ -64,3 +76,34 @@ def test_the_loss_gets_its_options(tiny_config):
     logits = query @ target.T
     expected = -logits.log_softmax(dim=1).diagonal().mean()
     torch.testing.assert_close(module.loss(query, target, torch.tensor(1.0), model.score), expected)
+
+
+def test_classification_while_training_is_checked_first(tiny_config, tmp_path):
+    root = make_image_folder(tmp_path / "pictures")
+    given = [f"zero_shot.root={root}", "zero_shot.every_n_epochs=1"]
+    build.check(load_config(tiny_config, given))
+    for key, value, message in (
+        ("zero_shot.root", tmp_path / "nowhere", r"no folder .*nowhere \(data.root or zero_shot.root\)"),
+        ("zero_shot.protocol", "zero_shot_cifr", "did you mean 'zero_shot_cifar'"),
+        ("zero_shot.protocol", "clip4cir", "'clip4cir' is none of zero_shot.protocol: there is: zero_shot_imagenet"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build.check(load_config(tiny_config, [*given, f"{key}={value}"]))
+    (root / "test" / "dress" / "test0.png").write_text("no picture")
+    with pytest.raises(UserError, match="can't read the image .*test0.png"):
+        build.check(load_config(tiny_config, given))
+    build.check(load_config(tiny_config, given), train=False)  # nothing is trained, nothing is classified
+    build.check(load_config(tiny_config, given[:1]))
+    flat = make_image_folder(tmp_path / "flat", {"": (1, 1)})
+    with pytest.raises(UserError, match="has no split 'val'"):
+        build.check(load_config(tiny_config, [f"zero_shot.root={flat}", given[1], "zero_shot.split=val"]))
+
+
+def test_a_probe_needs_classes_and_splits(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="linear_probe=true needs classes: data.name=image_folder, not wardrobe"):
+        build.check(load_config(tiny_config, ["linear_probe=true"]))
+    flat = make_image_folder(tmp_path / "flat", {"": (1, 1)})
+    given = ["data.name=image_folder", f"data.root={flat}"]
+    build.check(load_config(tiny_config, given), train=False)
+    with pytest.raises(UserError, match="linear_probe=true needs pictures to fit, choose and test on"):
+        build.check(load_config(tiny_config, [*given, "linear_probe=true"]), train=False)

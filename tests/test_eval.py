@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cliplab.errors import UserError
+from tests.image_folders import make_image_folder
 from tests.test_train import main_of
 
 
@@ -61,3 +62,26 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, run):
         main_of("eval")(["--checkpoint", str(file)])
     with pytest.raises(UserError, match="needs --checkpoint"):
         main_of("eval")([])
+
+
+def test_an_image_folder_is_classified_and_probed(run, tmp_path):
+    root = make_image_folder(tmp_path / "pictures")
+    given = ["data.name=image_folder", f"data.root={root}", "data.protocol=zero_shot_plain", "linear_probe=true"]
+    main_of("eval")(["--checkpoint", str(run), *given])
+    found = results_of(run / "eval" / "image_folder-zero_shot_plain")
+    names = {"zero_shot/R@1", "zero_shot/R@5", "zero_shot/mean_per_class", "linear_probe/top1"}
+    assert {f"test/{name}" for name in names} <= found["metrics"].keys()
+    assert found["baselines"] == {}, "pictures alone are composed with nothing"
+    assert found["linear_probe"].keys() == {"strength", "validation_top1"}
+    assert found["data"]["benchmarks"] == {"zero_shot": {"queries": 6, "gallery": 3, "excluded": {}}}
+    assert {split: row["images"] for split, row in found["data"]["counts"].items()} == {"train": 9, "val": 3, "test": 6}
+    lines = (run / "eval" / "image_folder-zero_shot_plain" / "ranks" / "zero_shot.csv").read_text().splitlines()[1:]
+    ranks = [float(line.split(",")[1]) for line in lines]
+    assert found["metrics"]["test/zero_shot/R@1"] == pytest.approx(100 * ranks.count(1) / 6)
+
+
+def test_a_damaged_picture_is_named(run, tmp_path):
+    root = make_image_folder(tmp_path / "pictures")
+    (root / "test" / "dress" / "test0.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="can't read the image .*test0.png"):
+        main_of("eval")(["--checkpoint", str(run), "data.name=image_folder", f"data.root={root}", "data.protocol=null"])

@@ -18,6 +18,8 @@ def test_the_defaults_are_inside():
         "data.batch_size=0",
         "data.num_workers=-1",
         "data.categories=[dress,dress]",
+        "zero_shot.split=validation",
+        "zero_shot.every_n_epochs=-1",
         "optim.lr=0",
         "optim.lr=-1",
         "optim.lr=.nan",
@@ -43,3 +45,10 @@ def test_what_lies_outside_is_named(override):
     config = merge_config([("command line", read_overrides([override]))])
     with pytest.raises(UserError, match=f"^{override.split('=')[0]} must be "):
         check_ranges(config)
+
+
+def test_zero_shot_happens_in_a_validation():
+    given = ["trainer.check_val_every_n_epoch=2", "zero_shot.every_n_epochs=3"]
+    with pytest.raises(UserError, match="zero_shot.every_n_epochs must be a multiple of .*epoch=2, got 3"):
+        check_ranges(merge_config([("command line", read_overrides(given))]))
+    check_ranges(merge_config([("command line", read_overrides([given[0], "zero_shot.every_n_epochs=4"]))]))

@@ -5,6 +5,8 @@ import shlex
 
 import pytest
 import torch
+from PIL import Image
+from transformers import CLIPModel
 
 from cliplab import build
 from cliplab.benchmark import PROTOCOLS
@@ -15,6 +17,7 @@ from cliplab.models.composed import ComposedRetriever
 from cliplab.models.composers import COMPOSERS
 from cliplab.registry import build_part
 from tests.conftest import ROOT, TINY
+from tests.hugging_face import make_model, save_model
 
 README = (ROOT / "README.md").read_text()
 BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
@@ -46,9 +49,8 @@ def test_protocol_table_has_every_protocol():
 
 
 def test_the_example_composer_works_and_its_options_are_checked():
-    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
     namespace: dict = {}
-    exec(code, namespace)
+    exec(_example("class Weighted"), namespace)
     composers = COMPOSERS | {"weighted": namespace["Weighted"]}
     composer = build_part("composer", composers, {"name": "weighted", "text_weight": 0.7}, embed_dim=16)
     model = ComposedRetriever(CLIP(**TINY), composer, (0.5,) * 3, (0.5,) * 3)
@@ -59,6 +61,26 @@ def test_the_example_composer_works_and_its_options_are_checked():
     torch.testing.assert_close(model.encode_query(query).norm(dim=-1), torch.ones(2))
     with pytest.raises(ValueError, match="did you mean 'text_weight'"):
         build_part("composer", composers, {"name": "weighted", "text_wieght": 0.7})
+
+
+def test_the_calls_on_any_clip_work(tmp_path):
+    folder = save_model(make_model(CLIPModel), tmp_path / "model")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "pictures" / "picture.jpg")
+    places = {"FOLDER": folder, "OUT": tmp_path / "out", "PICTURES": tmp_path / "pictures"}
+    places |= {"PICTURE.jpg": tmp_path / "pictures" / "picture.jpg"}
+    code = _example("cliplab.load").replace('"ViT-B-32", "openai"', '"ViT-tiny-8-64"')
+    namespace: dict = {}
+    for name, path in places.items():
+        code = code.replace(f'"{name}"', f"r'{path}'")
+    exec(code, namespace)
+    assert namespace["paths"] == [str(places["PICTURE.jpg"])] and len(namespace["blocks"]) == 2
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def _example(marker: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    return next(block for block in blocks if marker in block)
 
 
 def test_a_reader_finds_things_early():

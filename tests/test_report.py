@@ -104,6 +104,23 @@ def test_title_and_caption_say_what_was_measured() -> None:
     assert "reference kept" in plain
 
 
+def test_a_classification_shows_its_accuracies_and_how_it_was_measured() -> None:
+    content = results("image_folder", "zero_shot_cifar", categories=("zero_shot",))
+    del content["metrics"]["test/mean/Avg"]
+    content["metrics"] |= {"test/zero_shot/mean_per_class": 12.5, "test/linear_probe/top1": 75.0}
+    content["linear_probe"] = {"strength": 0.01, "validation_top1": 50.0}
+    table = results_table(content, "ViT-B-32")
+    columns = ["zero_shot\nR@1", "zero_shot\nR@5", "zero_shot\nmean_per_class", "linear_probe\ntop1"]
+    assert list(cells(table)["ViT-B-32"]) == columns
+    assert list(cells(table)["ViT-B-32"].values())[2:] == ["12.50", "75.00"]
+    caption = str(table.caption)
+    assert "R@k is top-k accuracy; prompts cifar_templates, ties pessimistic; queries/gallery: zero_shot 7/9" in caption
+    assert "linear probe: strength 0.01 chosen with 50.00 on validation" in caption
+    assert "reference" not in caption
+    del content["linear_probe"]
+    assert "linear probe" not in str(results_table(content, "ViT-B-32").caption)
+
+
 # Published rows
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cliplab.errors import UserError
 from cliplab.registry import check_part
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Gallery = Literal["original_split", "val_split", "all"]
+ClassJoin = Literal["imagenet_templates", "cifar_templates", "class_name"]  # the wordings of a class: data/templates.py
 CaptionJoin = Literal[
     "and_cap",
     "both_orders_mean",
@@ -26,6 +27,7 @@ CaptionJoin = Literal[
     "both_orders_separate",
     "each_caption",
     "category_it",
+    ClassJoin,
 ]
 TrainJoin = Literal["random4_cap", "and_precaption", "both_orders_separate", "each_caption", "category_it", "random1"]
 
@@ -46,7 +48,7 @@ class Protocol:
     ties: Literal["pessimistic", "optimistic", "mean"] = "pessimistic"  # rank of a target among equal scores
     missing_images: Literal["error", "report"] = "error"  # stop | leave out, count and write down
     recall_at: tuple[int, ...] = (10, 50)
-    hit: Literal["single_target", "any_positive"] = "single_target"
+    hit: Literal["single_target", "any_positive", "class"] = "single_target"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain builtins, for results.json."""
@@ -62,6 +64,7 @@ _CAPTIONS = Protocol(
     hit="any_positive",
     recall_at=(1, 5, 10),
 )
+_CLASSES = Protocol(train_join="random1", hit="class", recall_at=(1, 5))  # R@1 and R@5 are top-1 and top-5 accuracy
 
 PROTOCOLS: dict[str, Protocol] = {
     "clip4cir": _AND_CAP,
@@ -91,6 +94,9 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "composeae": replace(_AND_CAP, gallery="all", caption_join="category_it", train_join="category_it"),
     "clip_benchmark": _CAPTIONS,
+    "zero_shot_imagenet": replace(_CLASSES, caption_join="imagenet_templates"),
+    "zero_shot_cifar": replace(_CLASSES, caption_join="cifar_templates"),
+    "zero_shot_plain": replace(_CLASSES, caption_join="class_name", prompt="a photo of a {}."),
 }
 
 
@@ -110,6 +116,10 @@ def make_protocol(part: Mapping[str, Any]) -> Protocol:
         raise UserError(f"protocol '{name}': recall_at must name ranks of 1 or more, got {part['recall_at']}")
     if re.findall(r"\{.*?\}|[{}]", str(differing.get("prompt", "{}"))) != ["{}"]:
         raise UserError(f"protocol '{name}': prompt must hold {{}} once, where the text goes, got '{part['prompt']}'")
+    join = differing.get("caption_join", base.caption_join)
+    if (join in get_args(ClassJoin)) != (base.hit == "class"):
+        fitting = [name for name, row in PROTOCOLS.items() if row.caption_join == join]
+        raise UserError(f"protocol '{name}' can't have caption_join={join}; it belongs to: {', '.join(fitting)}")
     shown = ", ".join(f"{key}={value}" for key, value in sorted(differing.items()))
     return replace(base, **differing, name=f"{name} ({shown})")
 
@@ -119,7 +129,8 @@ class Benchmark:
     """Queries, a gallery and the truth between them.
 
     Ids are rows: `row_id` of `queries`, `target_id` and `reference_id` of `gallery`. A query that is asked in several
-    wordings is several rows with one `query_id`; the evaluation averages their unit embeddings and ranks once.
+    wordings is several rows with one `query_id`; the evaluation averages their unit embeddings and ranks once. So it
+    does with the wordings of a target, which `wording_of` tells: ids of the gallery then are targets, not rows.
     """
 
     name: str  # prefix of its metrics: dress, t2i
@@ -132,6 +143,7 @@ class Benchmark:
     query_names: list[str]  # by query_id: what to print
     transpose: Benchmark | None = None  # the same embeddings asked the other way round (t2i -> i2t)
     excluded: Mapping[str, int] = field(default_factory=dict)  # what a `report` policy left out, counted
+    wording_of: list[int] | None = None  # by gallery row: the target it words; null = each row is a target
 
     @property
     def directions(self) -> tuple[Benchmark, ...]:

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 from cliplab.benchmark import make_protocol
 from cliplab.config import Config
 from cliplab.data import DATASETS
+from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.errors import UserError
 from cliplab.losses import LOSS_INPUTS, LOSSES
-from cliplab.models.architectures import read_architecture
-from cliplab.models.checkpoints.open_clip import Weights, check_weights, load_strictly, read_weights
-from cliplab.models.clip import CLIP
+from cliplab.models.attention import set_attention
 from cliplab.models.composed import PARTS, ComposedRetriever
 from cliplab.models.composers import COMPOSERS
+from cliplab.pretrained import build as build_dual_encoder
+from cliplab.pretrained import build_towers, tokenizer_of
 from cliplab.ranges import check_ranges
 from cliplab.registry import build_part, check_part, closest, lookup
+from cliplab.sources import Source, check_source, find_source, overridden
 
 if TYPE_CHECKING:
     import lightning as L
@@ -39,17 +41,27 @@ log = logging.getLogger(__name__)
 COMPOSER_INPUTS = ("embed_dim",)  # given by the model, no option
 
 
-def check(config: Config, train: bool = True) -> RetrievalDataset:
-    """Names, options, files: everything that can be wrong before a weight is loaded. Returns the checked data set."""
+def check(config: Config, train: bool = True, from_checkpoint: bool = False) -> RetrievalDataset:
+    """Names, options, files: everything that can be wrong before a weight is loaded. Returns the checked data set.
+
+    `from_checkpoint`: the towers come from a checkpoint of ours, which needs nothing that they were once built from.
+    """
     check_parts(config)
     protocol = build_protocol(config)
+    zero_shot = build_zero_shot(config) if train else None
+    if zero_shot is not None:
+        zero_shot.check(zero_shot_protocol(config), (config.zero_shot.split,))
+        zero_shot.check_headers(config.zero_shot.split)
     dataset = DATASETS[config.data.name](config.data.root, config.data.images, config.data.categories)
     dataset.prepare()
     dataset.check(protocol, ("train", "val", dataset.test_split) if train else (dataset.test_split,))
+    if config.linear_probe:
+        assert isinstance(dataset, ImageFolderDataset)
+        dataset.check_probe()
     if train:
         _check_monitor(config, dataset.benchmarks(protocol, "val"), protocol)
-    if config.model.weights is not None:
-        check_weights(config.model.arch, config.model.weights)
+    if not from_checkpoint:
+        check_source(config.model.arch, config.model.weights)
     return dataset
 
 
@@ -68,17 +80,35 @@ def check_parts(config: Config) -> None:
     if build_protocol(config).hit == "single_target" and model.composer is None:
         known = ", ".join(COMPOSERS)
         raise UserError(f"data.name={data.name} asks composed queries: set model.composer.name ({known})")
+    zero_shot_protocol(config)
+    if config.linear_probe and data.name != ImageFolderDataset.benchmark_name:
+        raise UserError(f"linear_probe=true needs classes: data.name=image_folder, not {data.name}")
 
 
 def build_protocol(config: Config) -> Protocol:
     """The protocol of the config, or the data set's own; fields may be changed. Raises UserError."""
     dataset_class = lookup("data set (data.name)", DATASETS, config.data.name)
-    part = {"name": dataset_class.default_protocol, **(config.data.protocol or {})}
+    return _protocol_of(dataset_class, config.data.protocol or {}, f"data.name={config.data.name}")
+
+
+def zero_shot_protocol(config: Config) -> Protocol:
+    """The templates of the classification while a model trains. Raises UserError."""
+    return _protocol_of(ImageFolderDataset, config.zero_shot.protocol, "zero_shot.protocol")
+
+
+def _protocol_of(dataset_class: type[RetrievalDataset], changes: Mapping[str, Any], key: str) -> Protocol:
+    part = {"name": dataset_class.default_protocol, **changes}
     protocol = make_protocol(part)
     if part["name"] not in dataset_class.protocols:
         known = ", ".join(dataset_class.protocols)
-        raise UserError(f"protocol '{part['name']}' is none of data.name={config.data.name}: there is: {known}")
+        raise UserError(f"protocol '{part['name']}' is none of {key}: there is: {known}")
     return protocol
+
+
+def build_zero_shot(config: Config) -> ImageFolderDataset | None:
+    """The image folder that is classified while a model trains; None where that is off."""
+    options = config.zero_shot
+    return ImageFolderDataset(options.root) if options.root is not None and options.every_n_epochs else None
 
 
 def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tuple[ComposedRetriever, BuiltFrom]:
@@ -87,20 +117,18 @@ def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tupl
     `stored` is what a checkpoint says it was built from: it holds for the architecture of the same name, so that a lone
     checkpoint keeps the activation and the preprocessing of the weights it started from.
     """
+    options = {"image_size": config.model.image_size} if config.model.image_size is not None else {}
     if stored is not None and stored["arch"] == config.model.arch:
-        built_from, weights = BuiltFrom(**stored), None
+        built_from = BuiltFrom(**stored)
+        source = Source(built_from.arch, built_from.architecture, Preprocess(**built_from.preprocess))
+        source = overridden(source, options)
+        clip = build_towers(source)
     else:
-        built_from, weights = _read_towers(config)
-    try:
-        clip = CLIP(**built_from.architecture)
-    except (TypeError, ValueError, AssertionError, RuntimeError, ZeroDivisionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model.arch={config.model.arch} has towers that can't be built: {reason}") from error
-    if weights is not None:
-        load_strictly(clip, weights.state_dict, weights.source)
-    elif stored is None:
-        log.info("model.weights is null: the towers start from random weights")
-    part, preprocess = config.model.composer, Preprocess(**built_from.preprocess)
+        source = find_source(config.model.arch, config.model.weights, options)
+        clip = build_dual_encoder(source)
+    built_from = BuiltFrom(config.model.arch, clip.architecture, asdict(source.preprocess))
+    set_attention(clip, config.model.attention)
+    part, preprocess = config.model.composer, source.preprocess
     composer = build_part("composer", COMPOSERS, part, embed_dim=clip.embed_dim) if part is not None else None
     model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, config.model.fixed_scale)
     model.freeze(config.model.freeze)
@@ -116,23 +144,11 @@ class BuiltFrom:
     preprocess: dict[str, Any]
 
 
-def _read_towers(config: Config) -> tuple[BuiltFrom, Weights | None]:
-    """The architecture by its name, with the activation and the preprocessing that belong to the weights."""
-    architecture = read_architecture(config.model.arch)
-    weights = read_weights(config.model.arch, config.model.weights) if config.model.weights else None
-    if weights is not None and weights.quick_gelu is not None:
-        architecture["quick_gelu"] = weights.quick_gelu
-    size = architecture["vision_cfg"].get("image_size", 224)
-    preprocess = Preprocess(size=size, **(weights.preprocess if weights else {}))
-    return BuiltFrom(config.model.arch, architecture, asdict(preprocess)), weights
-
-
 def build_datamodule(
     config: Config, dataset: RetrievalDataset, model: ComposedRetriever, built_from: BuiltFrom
 ) -> RetrievalDataModule:
     """The loaders of a checked data set."""
     from cliplab.data.datamodule import RetrievalDataModule
-    from cliplab.tokenizer import Tokenizer
 
     if dataset.stand_ins:
         from cliplab.report import STAND_IN_NOTICE
@@ -146,7 +162,7 @@ def build_datamodule(
         dataset,
         build_protocol(config),
         Preprocess(**built_from.preprocess),
-        Tokenizer(model.clip.text_tower.context_length),
+        tokenizer_of(built_from.architecture),
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
         num_workers=data.num_workers,
@@ -175,6 +191,7 @@ def build_trainer(config: Config, run: RunDirectory) -> L.Trainer:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from cliplab.training.callbacks import ProgressBar, RetrievalPictures
+    from cliplab.training.classification import Probe, ZeroShot
     from cliplab.training.loggers import continued_csv_logger
 
     trainer = config.trainer
@@ -192,7 +209,12 @@ def build_trainer(config: Config, run: RunDirectory) -> L.Trainer:
         callbacks.LearningRateMonitor("step"),
         ProgressBar(leave=True),
         RetrievalPictures(run.path / "pictures"),
+        *([Probe()] if config.linear_probe else []),
     ]
+    zero_shot = build_zero_shot(config)
+    if zero_shot is not None:
+        options = config.zero_shot
+        used.append(ZeroShot(zero_shot, zero_shot_protocol(config), options.split, options.every_n_epochs))
     if trainer.early_stopping_patience is not None:
         used.append(callbacks.EarlyStopping(trainer.monitor, patience=trainer.early_stopping_patience, mode="max"))
     loggers = [
@@ -206,8 +228,10 @@ def build_trainer(config: Config, run: RunDirectory) -> L.Trainer:
 def build_evaluator(config: Config, run: RunDirectory) -> L.Trainer:
     """A Trainer that only tests: no logger, no checkpoints."""
     from cliplab.training.callbacks import ProgressBar, RetrievalPictures
+    from cliplab.training.classification import Probe
 
     used = [ProgressBar(leave=True), RetrievalPictures(run.path / "pictures")]
+    used += [Probe()] if config.linear_probe else []
     return _trainer(config, run, callbacks=used, logger=False, enable_checkpointing=False)
 
 

@@ -29,8 +29,10 @@ def _part(name: str) -> Any:
 class ModelConfig:
     """The towers and the composer."""
 
-    arch: str = "ViT-B-32"  # an architecture of open_clip or of cliplab (ViT-tiny-8-64), or a JSON file in that form
-    weights: str | None = None  # open_clip tag (openai, ...), a .safetensors or state-dict file; null = random
+    arch: str = "ViT-B-32"  # architecture of open_clip or ours (ViT-tiny-8-64), JSON file, hf-hub:org/name, folder, run
+    weights: str | None = None  # open_clip tag (openai, ...), file or folder; null = the folder's own, else random
+    image_size: int | None = None  # positions are resized; null = the architecture's
+    attention: str = "sdpa"  # sdpa, eager, flash (torch's flash kernel; on a GPU in half precision)
     composer: Part | None = field(default=None, metadata=PART)  # null: a dual encoder, no composed queries
     freeze: list[str] = field(default_factory=list)  # of image_encoder, text_encoder, composer, temperature
     fixed_scale: float | None = None  # scale of the cosine logits; null = learned, clamped to 100 (CLIP4Cir: 100)
@@ -40,8 +42,8 @@ class ModelConfig:
 class DataConfig:
     """The data set, its protocol and the loaders."""
 
-    name: str = "wardrobe"  # fashioniq, wardrobe, wardrobe_captions, karpathy, flickr8k
-    root: str = "data/wardrobe"  # folder of the annotations
+    name: str = "wardrobe"  # fashioniq, wardrobe, wardrobe_captions, karpathy, flickr8k, image_folder
+    root: str = "data/wardrobe"  # folder of the annotations; image_folder: of the splits or classes
     images: str | None = None  # folder of the pictures; null = images/ below root
     categories: list[str] | None = None  # train and evaluate on these only; null = all
     protocol: Part | None = field(default=None, metadata=PART)  # clip4cir, searle, val, ...; null = the data set's own
@@ -51,6 +53,16 @@ class DataConfig:
     pad: str = "none"  # none, square, target (pads to an aspect ratio of at most 1.25, CLIP4Cir)
     crop_scale: float = 1.0  # smallest area share of a random resized crop in training; 1 = the evaluation crop
     flip: bool = False  # random horizontal flip in training; wrong where captions say left or right
+
+
+@dataclass
+class ZeroShotConfig:
+    """Zero-shot classification of an image folder while a model trains: logs zero_shot/top1 and zero_shot/top5."""
+
+    root: str | None = None  # laid out as for data.name=image_folder; null = off
+    split: str = "test"  # train, val, test
+    protocol: Part = _part("zero_shot_imagenet")  # the templates; zero_shot_cifar, zero_shot_plain
+    every_n_epochs: int = 0  # in the validation of every n-th epoch, a multiple of check_val_every_n_epoch; 0 = off
 
 
 @dataclass
@@ -91,10 +103,12 @@ class Config:
     name: str = ""  # folder below output_dir; empty = the YAML's file name
     seed: int = 0
     resume: str = "auto"  # auto: continue an interrupted run of the same config; never; or a checkpoint file
+    linear_probe: bool = False  # data.name=image_folder: test/linear_probe/top1, fitted on train, chosen on validation
     debug: bool = False  # debug=true on the command line shows the traceback of a user error
     output_dir: str = "runs"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
     loss: Part = _part("info_nce")
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

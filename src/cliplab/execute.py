@@ -15,7 +15,7 @@ from cliplab.config import Config
 from cliplab.data.dataset import RetrievalDataset
 from cliplab.evaluation.evaluator import RankedBenchmark
 from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
-from cliplab.models.checkpoints.open_clip import load_strictly
+from cliplab.models.checkpoints.weights import load_strictly
 from cliplab.results import write_ranks, write_results
 from cliplab.run import RunDirectory, claim_run, find_run, read_checkpoint, run_directory
 from cliplab.training.module import RetrievalModule
@@ -121,14 +121,22 @@ def finish(
     }
     write_results(run.results, content)
     console = report.console()
-    label = config.model.composer["name"] if config.model.composer else config.model.arch
+    composed = config.model.composer is not None and content["protocol"]["hit"] == "single_target"
+    label = config.model.composer["name"] if composed and config.model.composer else config.model.arch
     console.print(report.results_table(content, label))
-    console.print(f"results: {run.results}   pictures: {run.path / 'pictures'}", style="dim", highlight=False)
+    pictures = run.path / "pictures"
+    shown = f"   pictures: {pictures}" if any(pictures.glob("*.png")) else ""
+    console.print(f"results: {run.results}{shown}", style="dim", highlight=False)
 
 
 def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDataset) -> dict[str, Any]:
     """The measured part of results.json."""
     metrics = {label: _flat_metrics(ranked) for label, ranked in module.outcome.items()}
+    probed = {}
+    if module.probe is not None:
+        metrics[""]["test/linear_probe/top1"] = module.probe.test_accuracy
+        chosen = {"strength": module.probe.strength, "validation_top1": module.probe.validation_accuracy}
+        probed = {"linear_probe": chosen}
     own = module.outcome[""]
     protocol = next(iter(own.values())).benchmark.protocol
     intervals = bootstrap_intervals(
@@ -145,6 +153,7 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
     return {
         "metrics": metrics.pop(""),
         "baselines": metrics,
+        **probed,
         "intervals": {f"test/{key}": value for key, value in intervals.items()},
         "protocol": {**protocol.as_dict(), "split": dataset.test_split},
         "config": asdict(config),

@@ -16,6 +16,10 @@ def check_ranges(config: Config) -> None:
             value = getattr(value, name)
         if value is not None and not fits(value):
             raise UserError(f"{key} must be {expected}, got {value}")
+    every, validated = config.zero_shot.every_n_epochs, config.trainer.check_val_every_n_epoch
+    if every % validated:
+        validation = f"trainer.check_val_every_n_epoch={validated}"
+        raise UserError(f"zero_shot.every_n_epochs must be a multiple of {validation}, got {every}")
 
 
 def _between(low: float, high: float = math.inf, open_low: bool = False) -> Callable[[float], bool]:
@@ -33,6 +37,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.eval_batch_size": (_between(1), "1 or more"),
     "data.num_workers": (_between(0), "0 or more"),
     "data.categories": (lambda names: len(names) == len(set(names)), "a list without repetitions"),
+    "zero_shot.split": (_one_of("train", "val", "test"), "train, val or test"),
+    "zero_shot.every_n_epochs": (_between(0), "0 or more"),
     "optim.lr": (_between(0, open_low=True), "a finite number above 0"),
     "optim.weight_decay": (_between(0), "a finite number, 0 or more"),
     "optim.betas": (lambda b: len(b) == 2 and all(0 <= beta < 1 for beta in b), "two numbers in [0, 1)"),

@@ -60,10 +60,10 @@ def results_table(results: Mapping[str, Any], name: str) -> Table:
 
 
 def _columns(metrics: Mapping[str, float], protocol: Mapping[str, Any]) -> list[str]:
-    """R@k per benchmark and the mean; without the columns of a mean over a single benchmark."""
+    """R@k per benchmark, the mean and accuracies; without the columns of a mean over a single benchmark."""
     kinds = [f"R@{k}" for k in protocol["recall_at"]]
-    keys = [key for key in metrics if key.split("/")[-1] in (*kinds, "Avg")]
-    names = {key.split("/")[1] for key in keys} - {"mean"}
+    keys = [key for key in metrics if key.split("/")[-1] in (*kinds, "Avg", "mean_per_class", "top1")]
+    names = {key.split("/")[1] for key in keys if key.split("/")[-1] in kinds} - {"mean"}
     return keys if len(names) > 1 else [key for key in keys if "/mean/" not in key]
 
 
@@ -85,11 +85,19 @@ def _title(benchmark: str, protocol: Mapping[str, Any], data: Mapping[str, Any])
 def _caption(results: Mapping[str, Any]) -> str:
     protocol = results["protocol"]
     kept = "reference excluded" if protocol["exclude_reference"] else "reference kept"
+    measured = f"gallery {protocol['gallery']}, {kept}, captions {protocol['caption_join']} ({protocol['query_unit']})"
+    if protocol["hit"] == "class":
+        measured = f"pictures among classes, R@k is top-k accuracy; prompts {protocol['caption_join']}"
     sizes = ", ".join(f"{k} {v['queries']}/{v['gallery']}" for k, v in results["data"]["benchmarks"].items())
     lines = [
-        f"gallery {protocol['gallery']}, {kept}, captions {protocol['caption_join']} ({protocol['query_unit']}), "
-        f"ties {protocol['ties']}; queries/gallery: {sizes}; second line of a cell: 95 % bootstrap interval"
+        f"{measured}, ties {protocol['ties']}; queries/gallery: {sizes}; second line of a cell: 95 % bootstrap interval"
     ]
+    if "linear_probe" in results:
+        chosen = results["linear_probe"]
+        lines.append(
+            f"linear probe: strength {chosen['strength']:g} chosen with {chosen['validation_top1']:.2f} on validation, "
+            "then fitted to train and validation"
+        )
     left_out = {k: v["excluded"] for k, v in results["data"]["benchmarks"].items() if any(v["excluded"].values())}
     if left_out:
         lines.append(f"left out: {left_out}")

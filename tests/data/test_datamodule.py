@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader
 from cliplab.benchmark import make_protocol
 from cliplab.data.datamodule import EpochSampler, FashionIQDataModule, KarpathyDataModule, RetrievalDataModule
 from cliplab.data.fashioniq import FashionIQ
+from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.images import ImageTransform, Preprocess, read_image
 from cliplab.errors import UserError, message_of
+from tests.image_folders import make_image_folder
 
 LENGTH = 60
 SMALL: dict[str, Any] = {"preprocess": Preprocess(size=8), "batch_size": 2, "eval_batch_size": 3}
@@ -265,3 +267,17 @@ def test_a_damaged_image_is_named_alone_also_from_a_worker(fashioniq_root: Path,
     message = message_of(error.value)
     assert message.startswith(f"can't read the image {path}: ") and message.endswith("replace it")
     assert "\n" not in message
+
+
+def test_other_data_are_loaded_in_the_same_way(fashioniq_root: Path, tmp_path: Path) -> None:
+    module = fashioniq(fashioniq_root)
+    own = module.benchmarks("val")
+    folder = ImageFolderDataset(make_image_folder(tmp_path / "pictures"))
+    other = module.beside(folder, make_protocol({"name": "zero_shot_plain"}))
+    pictures, prompts = other.test_dataloader()
+    first = next(iter(pictures))
+    assert (pictures.batch_size, len(pictures), len(prompts)) == (3, 2, 1)
+    assert_images(first["query"]["image"], 3)
+    tokens = next(iter(prompts))["target"]["text"]
+    assert [text_of(row) for row in tokens] == [f"a photo of a {name}." for name in ("dress", "polar bear", "t-shirt")]
+    assert module.benchmarks("val") is own and module.dataset is not folder

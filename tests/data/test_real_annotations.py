@@ -8,6 +8,7 @@ import pytest
 from cliplab.benchmark import make_protocol
 from cliplab.data import FashionIQDataModule
 from cliplab.data.fashioniq import FashionIQ
+from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.karpathy import Karpathy
 from tests.conftest import ROOT
 
@@ -54,3 +55,21 @@ def test_karpathy_counts(folder: str, images: tuple[int, int, int]) -> None:
     counts = Karpathy(needs(folder)).counts()
     assert tuple(counts[split]["images"] for split in ("train", "val", "test")) == images
     assert tuple(counts[split]["captions"] for split in ("train", "val", "test")) == tuple(5 * n for n in images)
+
+
+def test_clothing_counts() -> None:
+    dataset = ImageFolderDataset(needs("clothing"))
+    protocol = make_protocol({"name": "zero_shot_imagenet"})
+    dataset.check(protocol, ("train", "val", "test"))
+    dataset.check_probe()
+    dataset.check_headers("test")
+    per_class = {
+        "train": (31, 16, 59, 24, 61, 38, 26, 26, 15, 104),
+        "val": (11, 5, 17, 9, 17, 10, 9, 9, 4, 29),
+        "test": (5, 4, 23, 12, 14, 8, 23, 10, 4, 17),
+    }
+    assert {split: tuple(row["per_class"].values()) for split, row in dataset.counts().items()} == per_class
+    assert [row["images"] for row in dataset.counts().values()] == [400, 120, 120]
+    assert dataset.class_names[-1] == "t-shirt"
+    (benchmark,) = dataset.benchmarks(protocol, "test")
+    assert len(benchmark.positives) == 120 and len(set(benchmark.wording_of or ())) == 10

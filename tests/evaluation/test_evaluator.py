@@ -113,6 +113,39 @@ def test_one_wording_keeps_its_embedding_bit_for_bit() -> None:
     torch.testing.assert_close(mean, F.normalize(torch.stack([pairs[0] + pairs[2], pairs[1] + pairs[3]]), dim=-1))
 
 
+def test_the_wordings_of_a_target_are_averaged_too() -> None:
+    """Five pictures among three classes; the classes are worded 3, 1 and 2 times."""
+    wording_of, classes = [0, 2, 0, 1, 2, 0], [2, 0, 1, 1, 2]
+    queries = {"query_id": list(range(5)), "reference_id": [-1] * 5, "image": ["a.png"] * 5, "text": [None] * 5}
+    gallery = {"id": [str(row) for row in wording_of], "image": [None] * 6, "text": ["a text"] * 6}
+    benchmark = Benchmark(
+        "zero_shot",
+        PROTOCOLS["zero_shot_plain"],
+        Dataset.from_dict(queries, features=QUERY_FEATURES),
+        Dataset.from_dict(gallery, features=GALLERY_FEATURES),
+        [[label] for label in classes],
+        [str(row) for row in range(5)],
+        wording_of=wording_of,
+    )
+    pictures, wordings = embeddings(seed=3)
+    pictures, wordings = pictures[:5], wordings[:6]
+    evaluator = Evaluator(benchmark)
+    evaluator.add_queries(torch.arange(5), {"": pictures})
+    for part in torch.arange(6).flip(0).split(4):
+        evaluator.add_gallery(part, wordings[part])
+    assert torch.equal(evaluator.queries(), pictures)
+    ranked = evaluator.finish()[""]["zero_shot"]
+    means = [sum(wordings[row] for row in range(6) if wording_of[row] == label) for label in range(3)]
+    expected = torch.stack([mean / mean.norm() for mean in means])
+    torch.testing.assert_close(ranked.gallery, expected)
+    ranks = ranks_by_hand(pictures, expected, benchmark.positives, {})
+    assert ranked.ranks_under_protocol().tolist() == ranks
+    assert len(set(ranks)) == 3, "the case must be worth it"
+    assert ranked.metrics["R@1"] == pytest.approx(20 * ranks.count(1)) and ranked.metrics["R@5"] == 100
+    shares = [[rank == 1 for rank, c in zip(ranks, classes, strict=True) if c == label] for label in range(3)]
+    assert ranked.metrics["mean_per_class"] == pytest.approx(100 * sum(sum(s) / len(s) for s in shares) / 3)
+
+
 def test_rows_come_in_any_order_and_more_than_once() -> None:
     benchmark = make_benchmark(PROTOCOLS["clip4cir"])
     rows, gallery = embeddings()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cliplab.evaluation.metrics import RetrievalMetric, bootstrap_intervals, recalls, with_mean
+from cliplab.evaluation.metrics import RetrievalMetric, bootstrap_intervals, mean_per_class, recalls, with_mean
 from tests.processes import in_processes
 
 SHARE = {"pessimistic": 0.0, "mean": 0.5, "optimistic": 1.0}
@@ -117,6 +117,13 @@ def test_two_processes_measure_what_one_does() -> None:
             assert outcome[case]["metrics"] == expected, case
             assert outcome[case]["table"] == table, case
             assert outcome[case]["mean_rank_later"] == pytest.approx(later), case
+
+
+def test_mean_per_class_weighs_classes_and_not_pictures() -> None:
+    rank = torch.tensor([1.0, 1.0, 2.0, 1.0, 1.5, 3.0])
+    classes = torch.tensor([7, 7, 7, 7, 2, 5])  # 3 of 4, none, none
+    assert mean_per_class(rank, classes) == pytest.approx(25.0)
+    assert mean_per_class(rank[:4], classes[:4]) == pytest.approx(75.0)
 
 
 def test_with_mean() -> None:

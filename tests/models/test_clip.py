@@ -1,3 +1,4 @@
+import json
 import math
 from typing import Any
 
@@ -6,7 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cliplab.models.clip import CLIP, CLIPTextCfg, CLIPVisionCfg
+from cliplab.errors import UserError
+from cliplab.models.clip import CLIP, CLIPTextCfg, CLIPVisionCfg, build_clip
+from tests.oracles import MODIFIED_RESNET, TIMM_VIT, assert_same_model, assert_same_output, open_clip_model
+from tests.oracles import make_pair as make_oracle_pair
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 16, "mlp_ratio": 3.3}
 TEXT = {"context_length": 11, "vocab_size": 60, "width": 32, "heads": 2, "layers": 3, "mlp_ratio": 2.5}
@@ -78,26 +82,14 @@ def test_the_activation_matters() -> None:
     assert (plain.encode_text(text) - quick.encode_text(text)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14", "ViT-g-14", "ViT-B-16-quickgelu"])
-def test_published_sizes_have_open_clips_keys_and_shapes(name: str) -> None:
-    config = open_clip.get_model_config(name)
-    with torch.device("meta"):
-        ours, theirs = CLIP(**config), open_clip.CLIP(**config)
-    assert shapes(ours) == shapes(theirs)
-    assert ours.quick_gelu == name.endswith("quickgelu")
-    if name == "ViT-B-32":
-        assert len(shapes(ours)) == 302
-        assert sum(parameter.numel() for parameter in ours.parameters()) == 151_277_313
-
-
 def test_dataclasses_and_mappings_are_the_same_configuration() -> None:
     torch.manual_seed(0)
     mapped = CLIP(20, VISION, TEXT)
     torch.manual_seed(0)
     typed = CLIP(20, CLIPVisionCfg(**VISION), CLIPTextCfg(**TEXT))
     assert all(torch.equal(value, typed.state_dict()[key]) for key, value in mapped.state_dict().items())
-    with pytest.raises(TypeError, match="timm_model_name"):
-        CLIP(20, {**VISION, "timm_model_name": "resnet50"}, TEXT)
+    with pytest.raises(UserError, match="vision_cfg has no option 'timm_model': .*'timm_model_name'"):
+        CLIP(20, {**VISION, "timm_model": "resnet50"}, TEXT)
 
 
 def test_forward_gives_unit_features_and_the_scale() -> None:
@@ -109,3 +101,89 @@ def test_forward_gives_unit_features_and_the_scale() -> None:
     assert scale.item() == pytest.approx(1 / 0.07, rel=1e-6)
     assert CLIP(20, VISION, TEXT, init_logit_scale=math.log(10)).logit_scale.exp().item() == pytest.approx(10)
     assert model.text_tower is model
+
+
+SIGLIP = {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
+KINDS: dict[str, dict[str, Any]] = {
+    "vit": {"vision_cfg": VISION, "text_cfg": TEXT},
+    "quick_gelu": {"vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": True},
+    "nonscalar": {"vision_cfg": VISION, "text_cfg": TEXT, "nonscalar_logit_scale": True, "init_logit_bias": -2.0},
+    "custom_text": {"vision_cfg": VISION, "text_cfg": SIGLIP, "custom_text": True, "init_logit_bias": -10.0},
+    "custom_quick": {"vision_cfg": VISION, "text_cfg": TEXT, "custom_text": True, "quick_gelu": True},
+    "resnet": {"vision_cfg": {**MODIFIED_RESNET, "image_size": 32}, "text_cfg": TEXT},
+    "timm": {"vision_cfg": {**TIMM_VIT, "timm_model_name": "test_convnext", "image_size": 32, "timm_pool": "avg"}},
+}
+KINDS["timm"]["text_cfg"] = TEXT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_is_open_clips(kind: str) -> None:
+    ours, theirs = make_oracle_pair({"embed_dim": 20, **KINDS[kind]})
+    assert shapes(ours) == shapes(theirs)
+    images, text = inputs()
+    assert_same_model(ours, theirs, images, text)
+    with torch.no_grad():
+        for output_dict in (False, True):
+            ours.output_dict = theirs.output_dict = output_dict
+            for given in ((images, text), (images, None), (None, text), (None, None)):
+                assert_same_output(ours(*given), theirs(*given))
+        assert_same_output(ours.get_logits(images, text[:3]), theirs.get_logits(images, text[:3]))
+    for key, value in (("context_length", 11), ("vocab_size", 60)):
+        assert getattr(ours, key) == getattr(theirs, key) == value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_knows_what_rebuilds_it(kind: str) -> None:
+    ours, _ = make_oracle_pair({"embed_dim": 20, **KINDS[kind]})
+    architecture = json.loads(json.dumps(ours.architecture))
+    again = build_clip(architecture).eval()
+    again.load_state_dict(ours.state_dict(), strict=True)
+    assert again.architecture == architecture
+    images, text = inputs()
+    assert_same_output(again(images, text), ours(images, text))
+    theirs = open_clip_model(architecture).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    assert_same_output(ours(images, text), theirs(images, text))
+
+
+@pytest.mark.parametrize("kind", ["vit", "custom_text"])
+def test_checkpointing_changes_no_loss_and_no_gradient(kind: str) -> None:
+    """ResNets and timm: in their own files."""
+    (plain, _), (again, _) = (make_oracle_pair({"embed_dim": 20, **KINDS[kind]}) for _ in range(2))
+    images, text = inputs()
+    again.train().set_grad_checkpointing()
+    calls: list[str] = []
+    for name, block in again.named_modules():
+        if name.endswith(("resblocks.0", "resblocks.1")):
+            block.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    assert_same_model(again, plain, images, text)
+    assert sorted(set(calls)) != [] and all(calls.count(name) == 2 for name in calls), "computed twice"
+    assert any("visual" in name for name in calls) and any("visual" not in name for name in calls)
+    calls.clear()
+    with torch.no_grad():
+        again(images, text)
+    again.set_grad_checkpointing(False)
+    again(images, text)[0].sum().backward()
+    assert all(calls.count(name) == 2 for name in calls), "once in each of the two passes"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_parameters_and_the_image_towers_are_all_there_are(kind: str) -> None:
+    ours, _ = make_oracle_pair({"embed_dim": 20, **KINDS[kind]})
+    text = {id(p) for p in ours.text_tower.text_parameters()}
+    visual = {id(p) for p in ours.visual.parameters()}
+    scalars = {id(p) for p in (ours.logit_scale, ours.logit_bias) if p is not None}
+    assert text | visual | scalars == {id(p) for p in ours.parameters()}
+    assert not text & visual and not scalars & text
+
+
+def test_what_can_not_be_built_is_named() -> None:
+    for config, message in (
+        ({"multimodal_cfg": {}}, "CoCa"),
+        ({"vision_cfg": {**VISION, "width": 50, "head_width": 16}}, "width of 50 can't be divided into 3 heads"),
+        ({"embed_dim": 0}, "embed_dim must be 1 or more"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_clip({"embed_dim": 20, "vision_cfg": VISION, "text_cfg": TEXT, **config})
+    with pytest.raises(UserError, match="needs CustomTextCLIP"):
+        CLIP(20, VISION, {"hf_model_name": "x"})

@@ -108,7 +108,7 @@ def test_what_a_composer_asks_for_is_delivered() -> None:
     images = normalized(query["image"])
     assert toy.given.keys() == {"reference", "text", "image_tokens", "text_tower", "token_ids"}
     assert toy.given["image_tokens"].shape == (B, 1 + 4, 32)
-    torch.testing.assert_close(toy.given["image_tokens"], model.clip.visual.tokens(images))
+    torch.testing.assert_close(toy.given["image_tokens"], model.clip.visual.forward_with_tokens(images)[1])
     torch.testing.assert_close(toy.given["reference"], model.clip.encode_image(images))
     torch.testing.assert_close(toy.given["text"], model.clip.encode_text(query["text"]))
     assert toy.given["text_tower"] is model.clip.text_tower

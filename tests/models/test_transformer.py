@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from cliplab.errors import UserError
 from cliplab.models.transformer import Attention, QuickGELU, ResidualAttentionBlock, Transformer
 
 
@@ -42,7 +43,7 @@ def test_attention_is_torch_multi_head_attention(causal: bool) -> None:
 
 
 def test_attention_needs_whole_heads() -> None:
-    with pytest.raises(AssertionError, match="width 10 is no multiple of 3 heads"):
+    with pytest.raises(UserError, match="a width of 10 can't be divided into 3 heads"):
         Attention(10, 3)
 
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from cliplab.data.fashioniq import FashionIQ
+from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.karpathy import Flickr8k, Karpathy
 from cliplab.data.wardrobe import Wardrobe, WardrobeCaptions
 
@@ -13,6 +14,7 @@ DATASETS = {
     "wardrobe_captions": WardrobeCaptions,
     "karpathy": Karpathy,
     "flickr8k": Flickr8k,
+    "image_folder": ImageFolderDataset,
 }
 
 _MODULES = ("RetrievalDataModule", "FashionIQDataModule", "KarpathyDataModule")

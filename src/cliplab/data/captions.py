@@ -6,6 +6,9 @@ training joins return samples, each a list of texts of which one is drawn at ran
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
+
+from cliplab.data.templates import CLASS_WORDINGS
 
 Captions = Sequence[str]
 
@@ -59,6 +62,10 @@ def _category_it(captions: Captions, category: str) -> list[str]:
     return [f"{category} {captions[0]} and it {captions[1]}".lower()]
 
 
+def _class_wordings(captions: Captions, category: str, templates: Sequence[str]) -> list[str]:
+    return [template.format(captions[0]) for template in templates]
+
+
 EVAL_JOINS: dict[str, Callable[[Captions, str], list[str]]] = {
     "and_cap": _and_cap,
     "both_orders_mean": _both_orders_mean,
@@ -68,6 +75,7 @@ EVAL_JOINS: dict[str, Callable[[Captions, str], list[str]]] = {
     "both_orders_separate": _both_orders_separate,
     "each_caption": _each_caption,
     "category_it": _category_it,
+    **{join: partial(_class_wordings, templates=templates) for join, templates in CLASS_WORDINGS.items()},
 }
 
 

@@ -5,6 +5,7 @@ Batch: {query: {image?, text?}, target: {image? | text?}, row_id, query_id, targ
 query).
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,12 @@ class RetrievalDataModule(L.LightningDataModule):
                 sampler = DistributedSampler(rows, replicas, rank, shuffle=False)  # repeats rows to even the processes
                 loaders.append(self._loader(rows, self.eval_batch_size, sampler))
         return loaders
+
+    def beside(self, dataset: RetrievalDataset, protocol: Protocol) -> "RetrievalDataModule":
+        """The same loaders over another data set."""
+        other = copy.copy(self)
+        other.dataset, other.protocol, other._benchmarks = dataset, protocol, {}
+        return other
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

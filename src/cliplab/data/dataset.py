@@ -44,7 +44,7 @@ class RetrievalDataset(ABC):
     benchmark_name: ClassVar[str]  # under which published numbers are looked up
     default_protocol: ClassVar[str]
     protocols: ClassVar[tuple[str, ...]]
-    test_split: ClassVar[str] = "val"  # the split that `test/...` metrics are measured on
+    test_split: str = "val"  # the split that `test/...` metrics are measured on
 
     def __init__(
         self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None
@@ -105,12 +105,16 @@ class RetrievalDataset(ABC):
             log.warning("%d image(s) are missing in %s and left out", len(new), self.image_root)
             self.missing = sorted({*self.missing, *new})
 
+    def image_sizes(self) -> list[tuple[str, int]]:
+        """(name, bytes) of every image, sorted by name."""
+        return self.folder.sizes()
+
     def manifest_hash(self) -> str:
         """SHA-256 over the annotation files' bytes and the names and sizes of all images."""
         digest = hashlib.sha256()
         for path in self.annotation_files():
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
-        for name, size in self.folder.sizes():
+        for name, size in self.image_sizes():
             digest.update(f"{name}\0{size}\n".encode())
         return digest.hexdigest()
 
@@ -141,9 +145,30 @@ class RetrievalDataset(ABC):
         return chosen
 
 
+def query_table(images: list[str] | None = None, texts: list[str] | None = None) -> Dataset:
+    """Queries of one modality without a reference, one row each."""
+    count = len(images if images is not None else texts or [])
+    columns = {
+        "query_id": list(range(count)),
+        "reference_id": [-1] * count,
+        "image": images or [None] * count,
+        "text": texts or [None] * count,
+    }
+    return Dataset.from_dict(columns, features=QUERY_FEATURES)
+
+
+def gallery_table(names: list[str], images: list[str] | None = None, texts: list[str] | None = None) -> Dataset:
+    """A gallery of one modality."""
+    empty = [None] * len(names)
+    columns = {"id": names, "image": images or empty, "text": texts or empty}
+    return Dataset.from_dict(columns, features=GALLERY_FEATURES)
+
+
 def _empty_by_split(counts: dict[str, Any]) -> dict[str, int]:
     found: dict[str, int] = {}
     for key, value in counts.items():
+        if not isinstance(value, dict):
+            continue
         nested = {key: value["empty_captions"]} if "empty_captions" in value else _empty_by_split(value)
         for split, number in nested.items():
             found[split] = found.get(split, 0) + number

@@ -78,7 +78,8 @@ class Preprocess:
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    resize_mode: Literal["shortest", "squash"] = "shortest"
+    resize_mode: Literal["shortest", "squash", "longest"] = "shortest"  # longest: padded with black to a square
+    crop_rounding: Literal["half_even", "floor"] = "half_even"  # torchvision (OpenAI, open_clip) or Hugging Face
 
 
 def target_pad(image: Image.Image, ratio: float = 1.25) -> Image.Image:
@@ -89,6 +90,20 @@ def target_pad(image: Image.Image, ratio: float = 1.25) -> Image.Image:
     scaled = max(width, height) / ratio
     horizontal, vertical = (max(int((scaled - side) / 2), 0) for side in (width, height))
     return ImageOps.expand(image, (horizontal, vertical, horizontal, vertical), fill=0)
+
+
+class ImagePreprocess:
+    """A picture or its file -> float [3, size, size]: RGB, resize, centre crop, (x / 255 - mean) / std."""
+
+    def __init__(self, config: Preprocess) -> None:
+        self.config = config
+        self._transform = ImageTransform(config)
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+
+    def __call__(self, image: Image.Image | str | Path) -> Tensor:
+        """Raises UserError for a file that is no picture."""
+        picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+        return (self._transform(picture) / 255 - self._mean) / self._std
 
 
 class ImageTransform:
@@ -117,16 +132,25 @@ class ImageTransform:
         size, (width, height) = self.preprocess.size, image.size
         resampling = _FILTERS[self.preprocess.interpolation]
         if self.preprocess.resize_mode == "squash":
-            return image.resize((size, size), resampling)
-        if width <= height:
+            return image if image.size == (size, size) else image.resize((size, size), resampling)
+        if self.preprocess.resize_mode == "longest":
+            ratio = max(width, height) / size
+            width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
+        elif width <= height:
             width, height = size, int(size * height / width)
         else:
             width, height = int(size * width / height), size
         if (width, height) != image.size:
             image = image.resize((width, height), resampling)
-        # torchvision's rule, half to even, as OpenAI and open_clip have it
-        left, top = int(round((width - size) / 2)), int(round((height - size) / 2))
-        return image.crop((left, top, left + size, top + size))
+        left, top = self._offset(width), self._offset(height)
+        return image.crop((left, top, left + size, top + size))  # beyond the picture Pillow fills in black
+
+    def _offset(self, side: int) -> int:
+        """Where the centre crop starts; negative where the picture is padded, the smaller half before it."""
+        margin = side - self.preprocess.size
+        if margin < 0:
+            return -(-margin // 2)
+        return int(round(margin / 2)) if self.preprocess.crop_rounding == "half_even" else margin // 2
 
     def _random_crop(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
         width, height = image.size

@@ -14,10 +14,10 @@ from datasets import Dataset
 from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
 from cliplab.data.captions import training_samples
 from cliplab.data.dataset import (
-    GALLERY_FEATURES,
-    QUERY_FEATURES,
     TRAIN_FEATURES,
     RetrievalDataset,
+    gallery_table,
+    query_table,
     read_json,
 )
 from cliplab.errors import UserError
@@ -142,8 +142,8 @@ class Karpathy(RetrievalDataset):
         image_to_text = Benchmark(
             "i2t",
             protocol,
-            _queries(images=paths),
-            _gallery(text_names, texts=texts),
+            query_table(images=paths),
+            gallery_table(text_names, texts=texts),
             caption_rows,
             names,
             None,
@@ -153,8 +153,8 @@ class Karpathy(RetrievalDataset):
             Benchmark(
                 "t2i",
                 protocol,
-                _queries(texts=texts),
-                _gallery(names, images=paths),
+                query_table(texts=texts),
+                gallery_table(names, images=paths),
                 [[row] for row, _ in captions],
                 text_names,
                 image_to_text,
@@ -177,23 +177,6 @@ class Flickr8k(Karpathy):
     """Flickr8k (Hodosh et al., 2013): dataset_flickr8k.json and the folder images/."""
 
     benchmark_name = "flickr8k"
-
-
-def _queries(images: list[str] | None = None, texts: list[str] | None = None) -> Dataset:
-    count = len(images if images is not None else texts or [])
-    columns = {
-        "query_id": list(range(count)),
-        "reference_id": [-1] * count,
-        "image": images or [None] * count,
-        "text": texts or [None] * count,
-    }
-    return Dataset.from_dict(columns, features=QUERY_FEATURES)
-
-
-def _gallery(names: list[str], images: list[str] | None = None, texts: list[str] | None = None) -> Dataset:
-    empty = [None] * len(names)
-    columns = {"id": names, "image": images or empty, "text": texts or empty}
-    return Dataset.from_dict(columns, features=GALLERY_FEATURES)
 
 
 def _captioned_image(path: Path, number: int, row: Any) -> CaptionedImage:

@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cliplab.benchmark import Benchmark
-from cliplab.evaluation.metrics import RetrievalMetric
+from cliplab.evaluation.metrics import RetrievalMetric, mean_per_class
 from cliplab.evaluation.ranking import CosineScorer, Ranks, Scorer, rank_positives, top_k
 
 
@@ -70,13 +70,19 @@ class Evaluator:
         self._gallery_rows.append(row_id)
         self._gallery.append(embedding.detach().float())
 
+    def queries(self, label: str = "") -> Tensor:
+        """Unit queries by query_id [Q, ...], from all processes."""
+        rows = _assemble(self._query_rows, self._queries[label], len(self.benchmark.queries))
+        return average_wordings(rows, torch.tensor(self.benchmark.queries["query_id"]))
+
     def finish(self) -> dict[str, dict[str, RankedBenchmark]]:
         """label -> benchmark name -> outcome; the transpose of a benchmark is ranked from the same embeddings."""
         gallery = _assemble(self._gallery_rows, self._gallery, len(self.benchmark.gallery))
+        if self.benchmark.wording_of is not None:
+            gallery = average_wordings(gallery, torch.tensor(self.benchmark.wording_of))
         outcome: dict[str, dict[str, RankedBenchmark]] = {}
         for label, scorer in self.scorers.items():
-            rows = _assemble(self._query_rows, self._queries[label], len(self.benchmark.queries))
-            queries = average_wordings(rows, torch.tensor(self.benchmark.queries["query_id"]))
+            queries = self.queries(label)
             if queries.dim() == 2:  # a query of one modality is a vector, whatever composes the others
                 scorer = CosineScorer()
             sides = ((queries, gallery), (gallery, queries))
@@ -104,20 +110,24 @@ def rank_benchmark(benchmark: Benchmark, queries: Tensor, gallery: Tensor, score
     metrics = {key: float(value) for key, value in metric.compute().items()}
     with metric.sync_context():
         _, pessimistic, ties = metric.table()
-    return RankedBenchmark(benchmark, metrics, Ranks(pessimistic.cpu(), ties.cpu()), queries, gallery, scorer)
+    ranks = Ranks(pessimistic.cpu(), ties.cpu())
+    if benchmark.protocol.hit == "class":
+        classes = torch.tensor([label for (label,) in benchmark.positives])
+        metrics["mean_per_class"] = mean_per_class(ranks.under(benchmark.protocol.ties), classes)
+    return RankedBenchmark(benchmark, metrics, ranks, queries, gallery, scorer)
 
 
-def average_wordings(rows: Tensor, query_id: Tensor) -> Tensor:
-    """Unit rows [R, ..., D] and their query ids [R] -> unit queries [Q, ..., D]: mean over the wordings, normalised.
+def average_wordings(rows: Tensor, ids: Tensor) -> Tensor:
+    """Unit rows [R, ..., D] and what each words [R] -> unit [Q, ..., D] by id: mean over the wordings, normalised.
 
-    A query with one wording keeps its embedding bit for bit.
+    What has one wording keeps its embedding bit for bit.
     """
-    query_id = query_id.to(rows.device)
-    counts = torch.bincount(query_id)
+    ids = ids.to(rows.device)
+    counts = torch.bincount(ids)
     if int(counts.max()) == 1:
-        return rows[query_id.argsort()]
+        return rows[ids.argsort()]
     total = torch.zeros(len(counts), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
-    return F.normalize(total.index_add_(0, query_id, rows), dim=-1)
+    return F.normalize(total.index_add_(0, ids, rows), dim=-1)
 
 
 def _assemble(row_ids: list[Tensor], embeddings: list[Tensor], count: int) -> Tensor:

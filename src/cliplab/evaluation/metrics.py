@@ -68,6 +68,12 @@ def recalls(rank: Tensor, recall_at: Sequence[int]) -> dict[str, Tensor]:
     return {f"R@{k}": 100 * (rank <= k).sum().double() / len(rank) for k in recall_at}
 
 
+def mean_per_class(rank: Tensor, classes: Tensor) -> float:
+    """Ranks [Q] and classes [Q] of pictures -> percent of rank 1 within each class that occurs, averaged over them."""
+    hits = (rank <= 1).double()
+    return 100 * float(torch.stack([hits[classes == label].mean() for label in classes.unique()]).mean())
+
+
 def with_mean(per_benchmark: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Flat `dress/R@10`, ... plus `mean/R@k`, the unweighted mean over benchmarks, and FashionIQ's `mean/Avg`.
 

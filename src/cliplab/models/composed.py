@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from cliplab.models.clip import CLIP
+from cliplab.models.clip import DualEncoder
 from cliplab.models.composers import Composer, ImageOnly, TextOnly
 from cliplab.models.composers.composer import unit
 
@@ -24,7 +24,7 @@ class ComposedRetriever(nn.Module):
 
     def __init__(
         self,
-        clip: CLIP,
+        clip: DualEncoder,
         composer: Composer | None,
         mean: Iterable[float],
         std: Iterable[float],
@@ -57,8 +57,7 @@ class ComposedRetriever(nn.Module):
         wanted = {name for composer in composers.values() if composer for name in composer.inputs}
         extra: dict[str, object] = {}
         if "image_tokens" in wanted:
-            extra["image_tokens"] = self.clip.visual.tokens(images)
-            reference = self.clip.visual.pool(extra["image_tokens"])
+            reference, extra["image_tokens"] = self.clip.visual.forward_with_tokens(images)
         else:
             reference = self.clip.encode_image(images)
         if "text_tower" in wanted:
@@ -93,7 +92,7 @@ class ComposedRetriever(nn.Module):
             "image_encoder": list(self.clip.visual.parameters()),
             "text_encoder": self.clip.text_tower.text_parameters(),
             "composer": list(self.composer.parameters()) if self.composer is not None else [],
-            "temperature": [self.clip.logit_scale],
+            "temperature": [p for p in (self.clip.logit_scale, self.clip.logit_bias) if p is not None],
         }
         counted = sum(len(parameters) for parameters in parts.values())
         assert counted == len(list(self.parameters())), "a parameter belongs to no part or to two"

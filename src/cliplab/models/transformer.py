@@ -1,11 +1,20 @@
 """The residual attention block that both CLIP towers are made of; parameter names are open_clip's."""
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from cliplab.errors import UserError
+from cliplab.models.attention import AttentionMaps, Implementation, attend, attention_weights, causal_mask
+
+Indices = int | Sequence[int] | None
+Layer = Callable[..., nn.Module]
 
 
 class QuickGELU(nn.Module):
@@ -16,18 +25,27 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-_ALL_KERNELS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+class LayerNorm(nn.LayerNorm):
+    """Computed in the precision of its weights and given back in that of its input.
+
+    With weights in half precision all around fp32 norms (OpenAI's storage) the statistics so stay in fp32.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape that ends in W."""
+        return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
 
-def _attention_kernels(x: Tensor) -> list[SDPBackend]:
-    """On a CPU with bf16 products inside fp32 the flash kernel was 5 to 7 times slower than plain products."""
-    reduced = x.device.type == "cpu" and torch.get_float32_matmul_precision() != "highest"
-    return [SDPBackend.MATH] if reduced else _ALL_KERNELS
+class LayerScale(nn.Module):
+    """x * gamma, gamma [W] learned (Touvron et al., 2021)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(initial * torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, W] -> [B, L, W]."""
+        return x * self.gamma.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -35,59 +53,117 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        assert width % heads == 0, f"width {width} is no multiple of {heads} heads"
+        if width % heads != 0:
+            raise UserError(f"a width of {width} can't be divided into {heads} heads")
         self.heads = heads
+        self.attention_implementation: Implementation = "sdpa"
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """[B, L, W] -> [B, L, W]; `causal`: a token sees itself and those before it."""
+    def forward(
+        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, maps: AttentionMaps | None = None
+    ) -> Tensor:
+        """[B, L, W] -> [B, L, W]; `causal`: a token sees itself and those before it; `mask` as in `attend`."""
         batch, length, width = x.shape
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = packed.view(batch, length, 3, self.heads, width // self.heads).permute(
             2, 0, 3, 1, 4
         )  # each [B, H, L, W/H]
-        with sdpa_kernel(_attention_kernels(x)):
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        if maps is not None:
+            maps.append(attention_weights(q, k, mask, causal))
+            attended = maps[-1] @ v
+        else:
+            attended = attend(q, k, v, self.attention_implementation, mask, causal)
         return self.out_proj(attended.transpose(1, 2).reshape(batch, length, width))
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Pre-norm attention and MLP, each with its residual."""
+    """Pre-norm attention and MLP, each with its residual and, by option, a layer scale."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, activation: type[nn.Module]) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        activation: Layer,
+        norm: Layer = LayerNorm,
+        ls_init_value: float | None = None,
+    ) -> None:
         super().__init__()
         hidden = int(width * mlp_ratio)
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = norm(width)
         self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
+        self.ls_1 = LayerScale(width, ls_init_value) if ls_init_value is not None else nn.Identity()
+        self.ln_2 = norm(width)
         layers = [("c_fc", nn.Linear(width, hidden)), ("gelu", activation()), ("c_proj", nn.Linear(hidden, width))]
         self.mlp = nn.Sequential(OrderedDict(layers))
+        self.ls_2 = LayerScale(width, ls_init_value) if ls_init_value is not None else nn.Identity()
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, maps: AttentionMaps | None = None
+    ) -> Tensor:
         """[B, L, W] -> [B, L, W]."""
-        x = x + self.attn(self.ln_1(x), causal)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.ls_1(self.attn(self.ln_1(x), causal, mask, maps))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 class Transformer(nn.Module):
-    """A stack of blocks."""
+    """A stack of blocks; `grad_checkpointing` recomputes each block in the backward pass instead of keeping it."""
 
-    def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, activation: type[nn.Module]) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        activation: Layer = nn.GELU,
+        norm: Layer = LayerNorm,
+        ls_init_value: float | None = None,
+    ) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.layers = width, layers
+        self.grad_checkpointing = False
         self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, heads, mlp_ratio, activation) for _ in range(layers)
+            ResidualAttentionBlock(width, heads, mlp_ratio, activation, norm, ls_init_value) for _ in range(layers)
         )
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """[B, L, W] -> [B, L, W]."""
-        for block in self.resblocks:
-            x = block(x, causal)
-        return x
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that the blocks multiply in."""
+        return self.get_parameter("resblocks.0.mlp.c_fc.weight").dtype
+
+    def forward(
+        self, x: Tensor, causal: bool = False, key_mask: Tensor | None = None, maps: AttentionMaps | None = None
+    ) -> Tensor:
+        """[B, L, W] -> [B, L, W]; `key_mask` bool [B, L]: True for tokens that may be looked at."""
+        return self.forward_intermediates(x, (), False, causal, key_mask, maps)[0]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Indices = None,
+        stop_early: bool = False,
+        causal: bool = False,
+        key_mask: Tensor | None = None,
+        maps: AttentionMaps | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The last output [B, L, W] and those of the blocks `indices` (see `taken_indices`), in order of depth."""
+        taken = taken_indices(len(self.resblocks), indices)
+        mask = _attention_mask(key_mask, causal, x.shape[1])
+        intermediates = []
+        for index, block in enumerate(self.resblocks):
+            if self.grad_checkpointing and maps is None and torch.is_grad_enabled():
+                x = checkpoint(block, x, causal, mask, use_reentrant=False)  # type: ignore[assignment]
+            else:
+                x = block(x, causal, mask, maps)
+            if index in taken:
+                intermediates.append(x)
+            if stop_early and index == max(taken):
+                break
+        return x, intermediates
 
     def initialize(self) -> None:
         """CLIP's initialisation of the text tower: residual branches scaled down with depth (Radford et al., 2021)."""
@@ -98,3 +174,34 @@ class Transformer(nn.Module):
             nn.init.normal_(block.get_parameter("attn.out_proj.weight"), std=projection_std)
             nn.init.normal_(block.get_parameter("mlp.c_fc.weight"), std=(2 * self.width) ** -0.5)
             nn.init.normal_(block.get_parameter("mlp.c_proj.weight"), std=projection_std)
+
+
+def taken_indices(total: int, indices: Indices) -> set[int]:
+    """None: all, n: the last n, a list: those, negative ones counted from the end. Raises UserError."""
+    wanted = range(total) if indices is None else range(total - indices, total) if isinstance(indices, int) else indices
+    taken = {index + total if index < 0 else index for index in wanted}
+    if (isinstance(indices, int) and not 0 < indices <= total) or not taken <= set(range(total)):
+        raise UserError(f"intermediates {indices} of {total} blocks: give None, 1 to {total} or a list of numbers")
+    return taken
+
+
+def activation_of(quick_gelu: bool, options: Mapping[str, Any] | None) -> Layer:
+    """QuickGELU or GELU with its options, for example `approximate`."""
+    return partial(QuickGELU if quick_gelu else nn.GELU, **(options or {}))
+
+
+def norm_of(options: Mapping[str, Any] | None) -> Layer:
+    """LayerNorm with its options, for example `eps`."""
+    return partial(LayerNorm, **(options or {}))
+
+
+def _attention_mask(key_mask: Tensor | None, causal: bool, length: int) -> Tensor | None:
+    """Bool, broadcastable to [B, H, L, L], True where a query may look; None where causality says it all."""
+    if key_mask is None:
+        return None
+    mask = key_mask.bool()[:, None, None, :]
+    if causal:
+        mask = mask & causal_mask(length, mask.device)
+    # A token with nothing to look at would become NaN, and NaN times a weight of zero spreads: let it see itself.
+    alone = ~mask.any(dim=-1, keepdim=True)
+    return mask | (alone & torch.eye(length, dtype=torch.bool, device=mask.device))

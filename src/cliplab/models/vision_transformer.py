@@ -1,47 +1,135 @@
-"""The ViT image tower of CLIP (Dosovitskiy et al., 2021; Radford et al., 2021)."""
+"""The ViT image tower of CLIP (Dosovitskiy et al., 2021; Radford et al., 2021), in the variants of open_clip."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cliplab.models.transformer import Transformer
+from cliplab.models.attention import AttentionMaps
+from cliplab.models.image_tower import Group, ImageTower, as_map, check_format, resize_positions
+from cliplab.models.tower_cfg import CLIPVisionCfg, vision_cfg_of
+from cliplab.models.transformer import Indices, Transformer, activation_of, norm_of
 
 
-class VisionTransformer(nn.Module):
-    """Patches and a class token -> the projected class token."""
+class VisionTransformer(ImageTower):
+    """Patches and a class token -> the projected class token, or the mean of the patches."""
 
-    def __init__(
-        self,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        layers: int,
-        heads: int,
-        embed_dim: int,
-        activation: type[nn.Module],
-        mlp_ratio: float = 4.0,
-    ) -> None:
+    def __init__(self, cfg: CLIPVisionCfg | Mapping[str, Any], embed_dim: int, quick_gelu: bool = False) -> None:
         super().__init__()
-        self.image_size = image_size
-        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        cfg = vision_cfg_of(cfg)
+        assert isinstance(cfg.layers, int)
+        size, width = cfg.image_size, cfg.width
+        height_width = size if isinstance(size, tuple) else (size, size)
+        self.image_size, self.patch_size, self.width = size, cfg.patch_size, width
+        self.grid_size = (height_width[0] // cfg.patch_size, height_width[1] // cfg.patch_size)
+        self.pool_type, self.final_ln_after_pool, self.output_dim = cfg.pool_type, cfg.final_ln_after_pool, embed_dim
+        norm = norm_of(cfg.norm_kwargs)
+        self.conv1 = nn.Conv2d(3, width, cfg.patch_size, stride=cfg.patch_size, bias=False)
         scale = width**-0.5
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
-        self.positional_embedding = nn.Parameter(scale * torch.randn((image_size // patch_size) ** 2 + 1, width))
-        self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, mlp_ratio, activation)
-        self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(scale * torch.randn(width, embed_dim))
+        positions = self.grid_size[0] * self.grid_size[1] + 1
+        self.positional_embedding = nn.Parameter(scale * torch.randn(positions, width))
+        self.patch_dropout = _patch_dropout(cfg.patch_dropout)
+        self.ln_pre = nn.Identity() if cfg.no_ln_pre else norm(width)
+        self.transformer = Transformer(
+            width,
+            cfg.layers,
+            width // cfg.head_width,
+            cfg.mlp_ratio,
+            activation_of(quick_gelu, cfg.act_kwargs),
+            norm,
+            cfg.ls_init_value,
+        )
+        self.ln_post = norm(width)
+        self.proj: nn.Parameter | None = nn.Parameter(scale * torch.randn(width, embed_dim))
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> class and patch tokens after ln_post [B, 1 + N, W]."""
-        x = self.conv1(images).flatten(2).transpose(1, 2)  # [B, W, h, w] -> [B, N, W]
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] -> the blocks' input [B, 1 + N, W]; training may leave patches out."""
+        x = self.conv1(images.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # [B, W, h, w] -> [B, N, W]
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
-        return self.ln_post(self.transformer(self.ln_pre(x)))
+        return self.ln_pre(self.patch_dropout(x))
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, 1 + N, W] -> projected features [B, D]."""
-        return tokens[:, 0] @ self.proj
+        """The blocks' output [B, 1 + N, W] -> pooled [B, W], normed by ln_post."""
+        x = tokens if self.final_ln_after_pool else self.ln_post(tokens)
+        if self.pool_type != "none":
+            x = x[:, 0] if self.pool_type == "tok" else x[:, 1:].mean(dim=1)
+        return self.ln_post(x) if self.final_ln_after_pool else x
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """[B, W] -> [B, D]; unchanged without a projection."""
+        return pooled if self.proj is None else pooled @ self.proj
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> features [B, D], not unit length."""
-        return self.pool(self.tokens(images))
+        return self.project(self.pool(self.transformer(self.embed(images))))
+
+    def forward_with_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, D] and class and patch tokens after ln_post [B, 1 + N, W]."""
+        x = self.transformer(self.embed(images))
+        return self.project(self.pool(x)), self.ln_post(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Indices = None,
+        stop_early: bool = False,
+        normalize_intermediates: bool = False,
+        intermediates_only: bool = False,
+        output_fmt: str = "NCHW",
+        output_extra_tokens: bool = False,
+    ) -> dict[str, Tensor | list[Tensor]]:
+        """As ImageTower says; `image_intermediates` [B, W, h, w] (NCHW) or [B, N, W] (NLC), without the class token.
+
+        `output_extra_tokens` adds the class tokens [B, 1, W] as `image_intermediates_prefix`.
+        """
+        check_format(output_fmt)
+        stop = stop_early and intermediates_only
+        last, tokens = self.transformer.forward_intermediates(self.embed(x), indices, stop)
+        tokens = [self.ln_post(t) for t in tokens] if normalize_intermediates else tokens
+        patches = [t[:, 1:] for t in tokens]
+        output: dict[str, Tensor | list[Tensor]] = {
+            "image_intermediates": [as_map(p, *self.grid_size) for p in patches] if output_fmt == "NCHW" else patches
+        }
+        if output_extra_tokens:
+            output["image_intermediates_prefix"] = [t[:, :1] for t in tokens]
+        if not intermediates_only:
+            output["image_features"] = self.project(self.pool(last))
+        return output
+
+    def attention_maps(self, images: Tensor) -> list[Tensor]:
+        """Attention weights [B, heads, 1 + N, 1 + N] of each block, computed eagerly."""
+        maps = AttentionMaps()
+        self.transformer(self.embed(images), maps=maps)
+        return maps
+
+    def groups(self) -> list[Group]:
+        """Embedding, each block but the last, the last block with ln_post, the projection: layers + 2."""
+        embedding = [self.conv1, self.class_embedding, self.positional_embedding, self.ln_pre]
+        blocks, top = list(self.transformer.resblocks), [self.proj] if self.proj is not None else []
+        return [embedding, *([block] for block in blocks[:-1]), [blocks[-1], self.ln_post], top]
+
+    def remove_projection(self) -> None:
+        """Give the pooled vector [B, W] instead of features [B, D] from now on."""
+        self.proj = None
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.transformer.grad_checkpointing = enable
+
+    def fit_positions(self, key: str, stored: Tensor) -> Tensor:
+        """Positions of another image size, resized."""
+        if key != "positional_embedding" or len(stored) == len(self.positional_embedding):
+            return stored
+        return resize_positions(stored, self.grid_size)
+
+
+def _patch_dropout(share: float) -> nn.Module:
+    """Leaves a random share of the patches out in training and keeps the class token (Li et al., 2023)."""
+    if share == 0:
+        return nn.Identity()
+    from timm.layers.patch_dropout import PatchDropout  # importing timm takes a second: only where it is used
+
+    return PatchDropout(share)

@@ -11,6 +11,7 @@ from torch import Tensor
 from cliplab.benchmark import Benchmark
 from cliplab.config import OptimConfig
 from cliplab.evaluation.evaluator import Evaluator, RankedBenchmark
+from cliplab.evaluation.linear_probe import LinearProbe
 from cliplab.evaluation.metrics import with_mean
 from cliplab.evaluation.ranking import CosineScorer, JointScorer, Scorer
 from cliplab.models.composed import ComposedRetriever
@@ -31,6 +32,7 @@ class RetrievalModule(L.LightningModule):
         self.model, self.loss, self.optim, self.seed = model, loss, optim, seed
         self.evaluators: list[Evaluator] = []
         self.outcome: Outcome = {}
+        self.probe: LinearProbe | None = None  # fitted beside the test by training/classification.py
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch in the vocabulary of data/datamodule.py -> scalar loss."""
@@ -68,12 +70,16 @@ class RetrievalModule(L.LightningModule):
         """One evaluator per benchmark; with `baselines` the composers image_only and text_only are ranked as well."""
         composer, cosine = self.model.composer, CosineScorer()
         joint = JointScorer(composer) if composer is not None and composer.output == "score" else cosine
-        others: dict[str, Scorer] = dict.fromkeys(self.model.baselines, cosine) if baselines else {}
+        composed = any(benchmark.protocol.hit == "single_target" for benchmark in benchmarks)
+        others: dict[str, Scorer] = dict.fromkeys(self.model.baselines, cosine) if baselines and composed else {}
         self.evaluators = [Evaluator(b, {"": joint} | others) for b in benchmarks]
 
     def evaluation_step(self, batch: dict[str, Any], dataloader_idx: int) -> None:
         """A batch of queries (even loaders) or of gallery rows (odd ones)."""
-        evaluator = self.evaluators[dataloader_idx // 2]
+        self.embed(batch, self.evaluators[dataloader_idx // 2])
+
+    def embed(self, batch: dict[str, Any], evaluator: Evaluator) -> None:
+        """Give an evaluator the queries or the gallery rows of a batch."""
         if "query" in batch:
             composers = {"": self.model.composer, **self.model.baselines}
             wanted = {label: composers[label] for label in evaluator.scorers}

@@ -1,4 +1,4 @@
-import pickle
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,180 +6,155 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from cliplab.errors import UserError
 from cliplab.models.checkpoints.open_clip import (
-    check_weights,
-    is_file,
-    load_strictly,
-    read_state_dict,
-    read_weights,
+    check_tag,
+    folder_weights,
+    read_folder_config,
+    read_tag,
+    write_folder,
 )
-from cliplab.models.clip import CLIP
+from tests.models.checkpoints.test_weights import CONFIG, same
+from tests.oracles import open_clip_model
 
-CONFIG: dict[str, Any] = {
-    "embed_dim": 8,
-    "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
-    "text_cfg": {"context_length": 6, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1},
-}
+MODULE = "cliplab.models.checkpoints.open_clip"
 
 
 @pytest.fixture
-def state() -> dict[str, Tensor]:
-    """Weights that open_clip's own class has made."""
-    torch.manual_seed(0)
-    return open_clip.CLIP(**CONFIG).state_dict()
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Every tag is one file of open_clip's tiny weights; what is asked of the hub is written down."""
+    asked: list[tuple[str, str]] = []
+
+    def hub_file(repository: str, name: str) -> Path:
+        asked.append((repository, name))
+        if name.endswith(".safetensors"):
+            raise FileNotFoundError(name)
+        file = tmp_path / "open_clip_pytorch_model.bin"
+        torch.save(open_clip_model(CONFIG).state_dict(), file)
+        return file
+
+    monkeypatch.setattr(f"{MODULE}.hub_file", hub_file)
+    return asked
 
 
-def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+def test_a_tag_brings_its_activation_and_preprocessing(fetched: list[tuple[str, str]]) -> None:
+    weights = read_tag("ViT-B-32", "openai")
+    assert weights.state_dict.keys() == open_clip_model(CONFIG).state_dict().keys()
+    assert weights.quick_gelu is True
+    assert weights.preprocess["mean"] == (0.48145466, 0.4578275, 0.40821073)
+    assert weights.preprocess.keys() <= {"mean", "std", "interpolation", "resize_mode"}
+    assert read_tag("ViT-B-32", "laion2b_s34b_b79k").quick_gelu is False
+    assert read_tag("ViT-L-14", "laion2b_s32b_b82k").preprocess["mean"] == (0.5, 0.5, 0.5)
+    siglip = read_tag("ViT-B-16-SigLIP", "webli").preprocess
+    assert (siglip["resize_mode"], siglip["interpolation"]) == ("squash", "bicubic")
+    asked = [name for repository, name in fetched if repository == "timm/vit_base_patch32_clip_224.openai"]
+    assert asked == ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"], "safetensors first"
 
 
-def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + key: value for key, value in state.items()}
+@pytest.mark.parametrize("quick_gelu", [False, True])
+def test_every_tag_has_open_clips_own_activation(quick_gelu: bool) -> None:
+    found = 0
+    for arch, tag in open_clip.list_pretrained():
+        config = open_clip.get_pretrained_cfg(arch, tag)
+        if config.get("quick_gelu", False) == quick_gelu and not arch.startswith("coca"):
+            assert read_tag(arch, tag, read=False).quick_gelu is quick_gelu
+            assert read_tag(arch, tag, read=False).state_dict == {}
+            found += 1
+    assert found > 20
 
 
-class TestReadStateDict:
-    def test_safetensors(self, state: dict[str, Tensor], tmp_path: Path) -> None:
-        save_file(state, tmp_path / "weights.safetensors")
-        assert same(read_state_dict(tmp_path / "weights.safetensors"), state)
-
-    @pytest.mark.parametrize("zipped", [True, False])
-    def test_torch_files_new_and_old(self, state: dict[str, Tensor], tmp_path: Path, zipped: bool) -> None:
-        torch.save(state, tmp_path / "weights.pt", _use_new_zipfile_serialization=zipped)
-        assert same(read_state_dict(tmp_path / "weights.pt"), state)
-
-    def test_the_wrapper_of_open_clips_trainer(self, state: dict[str, Tensor], tmp_path: Path) -> None:
-        wrapped = {"epoch": 3, "name": "run", "state_dict": prefixed(state, "module."), "optimizer": {"state": {}}}
-        torch.save(wrapped, tmp_path / "epoch_3.pt")
-        assert same(read_state_dict(tmp_path / "epoch_3.pt"), state)
-
-    def test_the_prefix_of_distributed_training(self, state: dict[str, Tensor], tmp_path: Path) -> None:
-        save_file(prefixed(state, "module."), tmp_path / "weights.safetensors")
-        assert same(read_state_dict(tmp_path / "weights.safetensors"), state)
-
-    def test_the_towers_of_a_runs_checkpoint(self, state: dict[str, Tensor], tmp_path: Path) -> None:
-        weights = prefixed(state, "model.clip.") | {"model.composer.weights": torch.ones(2)}
-        torch.save({"state_dict": weights, "hyper_parameters": {"config": {"seed": 0}}}, tmp_path / "best.ckpt")
-        assert same(read_state_dict(tmp_path / "best.ckpt"), state)
-
-    @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-    def test_a_file_that_is_cut_off_anywhere_is_named(
-        self, state: dict[str, Tensor], tmp_path: Path, form: str
-    ) -> None:
-        file = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pt")
-        if form == "safetensors":
-            save_file(state, file)
-        else:
-            torch.save(state, file, _use_new_zipfile_serialization=form == "zip")
-        content = file.read_bytes()
-        for length in (*range(0, 4000, 53), len(content) // 2, len(content) - 1):
-            file.write_bytes(content[:length])
-            with pytest.raises(UserError, match="can't read") as error:
-                read_state_dict(file)
-            assert str(file) in str(error.value), length
-
-    def test_pickled_code_is_refused_and_not_run(self, tmp_path: Path) -> None:
-        trace, file = tmp_path / "trace", tmp_path / "weights.pt"
-
-        class Code:
-            def __reduce__(self) -> Any:
-                return Path.touch, (trace,)
-
-        torch.save({"state_dict": {"weight": torch.ones(1)}, "extra": Code()}, file)
-        with pytest.raises(UserError, match="pickled code, which is never run") as error:
-            read_state_dict(file)
-        assert str(file) in str(error.value)
-        file.write_bytes(pickle.dumps(Code(), protocol=2))
-        with pytest.raises(UserError):
-            read_state_dict(file)
-        assert not trace.exists()
-        pickle.loads(file.read_bytes())
-        assert trace.exists(), "else the file above would prove nothing"
-
-    @pytest.mark.parametrize("content", [[torch.ones(1)], {"weight": 3}, torch.ones(2), {"state_dict": [1]}])
-    def test_something_else_is_named(self, tmp_path: Path, content: Any) -> None:
-        file = tmp_path / "weights.pt"
-        torch.save(content, file)
-        with pytest.raises(UserError, match="holds no state dict") as error:
-            read_state_dict(file)
-        assert str(file) in str(error.value)
-
-    def test_a_web_page_in_place_of_weights_is_named(self, tmp_path: Path) -> None:
-        file = tmp_path / "weights.bin"
-        file.write_text("<!DOCTYPE html><html><body>404</body></html>")
-        with pytest.raises(UserError, match="damaged") as error:
-            read_state_dict(file)
-        assert str(file) in str(error.value)
+def test_a_file_named_in_the_tag_is_asked_for(fetched: list[tuple[str, str]]) -> None:
+    named = [pair for pair in open_clip.list_pretrained() if open_clip.get_pretrained_cfg(*pair)["hf_hub"][-1] != "/"]
+    read_tag(*named[0])
+    repository, _, name = open_clip.get_pretrained_cfg(*named[0])["hf_hub"].rpartition("/")
+    assert fetched[-1][0] == repository and fetched[-1][1] == name
 
 
-class TestReadWeights:
-    def test_a_file_knows_no_activation_and_no_preprocessing(self, state: dict[str, Tensor], tmp_path: Path) -> None:
-        file = tmp_path / "weights.safetensors"
-        save_file(state, file)
-        weights = read_weights("ViT-B-32", str(file))
-        assert (weights.source, weights.quick_gelu, weights.preprocess) == (str(file), None, {})
-        assert same(dict(weights.state_dict), state)
+def test_without_a_network_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(repository: str, name: str) -> Path:
+        raise UserError("no route to host")
 
-    def test_a_tag_brings_its_activation_and_preprocessing(
-        self, state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        file = tmp_path / "weights.pt"
-        torch.save(state, file)
-        monkeypatch.setattr(open_clip, "download_pretrained", lambda config: str(file))
-        weights = read_weights("ViT-B-32", "openai")
-        assert weights.quick_gelu is True
-        assert weights.preprocess["mean"] == (0.48145466, 0.4578275, 0.40821073)
-        assert weights.preprocess.keys() <= {"mean", "std", "interpolation", "resize_mode"}
-        assert read_weights("ViT-B-32", "laion2b_s34b_b79k").quick_gelu is False
-        assert read_weights("ViT-L-14", "laion2b_s32b_b82k").preprocess["mean"] == (0.5, 0.5, 0.5)
-
-    def test_without_a_network_the_way_out_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(config: Any) -> str:
-            raise OSError("no route to host")
-
-        monkeypatch.setattr(open_clip, "download_pretrained", fail)
-        with pytest.raises(UserError, match="'openai' of ViT-B-32: no route to host.*give its path as model.weights"):
-            read_weights("ViT-B-32", "openai")
-
-    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
-        for name in ("none.safetensors", "none.pt"):
-            with pytest.raises(UserError, match=f"no weights file .*{name} .model.weights."):
-                read_weights("ViT-B-32", str(tmp_path / name))
-        with pytest.raises(UserError, match="no weights file"):
-            check_weights("ViT-B-32", str(tmp_path))
-
-    def test_an_unknown_tag_is_told_the_closest(self) -> None:
-        with pytest.raises(UserError, match="unknown weights 'opena1' for ViT-B-32.*did you mean 'openai'"):
-            check_weights("ViT-B-32", "opena1")
-        with pytest.raises(UserError, match="'ViT-tiny-8-64' has no pretrained tags"):
-            check_weights("ViT-tiny-8-64", "openai")
-        check_weights("ViT-B-32", "openai")
-        assert not is_file("openai") and is_file("some/where.safetensors")
+    monkeypatch.setattr(f"{MODULE}.hub_file", fail)
+    with pytest.raises(UserError, match="'openai' of ViT-B-32: no route to host.*give a file.*model.weights"):
+        read_tag("ViT-B-32", "openai")
 
 
-class TestLoadStrictly:
-    def test_every_tensor_arrives_in_fp32(self, state: dict[str, Tensor]) -> None:
-        model = CLIP(**CONFIG)
-        load_strictly(model, {key: value.half() for key, value in state.items()}, "weights.pt")
-        expected = {key: value.half().float() for key, value in state.items()}
-        assert same(model.state_dict(), expected)
-        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+def test_a_repository_without_the_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(repository: str, name: str) -> Path:
+        raise FileNotFoundError(name)
 
-    def test_another_architecture_is_told_apart(self, state: dict[str, Tensor]) -> None:
-        model = CLIP(**CONFIG)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        wrong = dict(state)
-        wrong["logit_bias"] = torch.zeros(())
-        for key in ("ln_final.weight", "ln_final.bias", "visual.proj", "visual.conv1.weight"):
-            del wrong[key]
-        wrong["text_projection"] = torch.zeros(16, 9)
-        with pytest.raises(UserError) as error:
-            load_strictly(model, wrong, "weights.pt")
-        message = str(error.value)
-        assert "weights.pt" in message and "model.arch" in message
-        assert "4 keys missing (ln_final.bias, ln_final.weight, visual.conv1.weight, ...)" in message
-        assert "1 keys unexpected (logit_bias)" in message
-        assert "text_projection: (16, 9) in the file, (16, 8) in the model" in message
-        assert same(model.state_dict(), before), "a refused file changes nothing"
+    monkeypatch.setattr(f"{MODULE}.hub_file", missing)
+    with pytest.raises(UserError, match="clip_224.openai' has none of open_clip_model.safetensors, open_clip_py"):
+        read_tag("ViT-B-32", "openai")
+
+
+def test_an_unknown_tag_is_told_the_closest() -> None:
+    with pytest.raises(UserError, match="unknown weights 'opena1' for ViT-B-32.*did you mean 'openai'"):
+        check_tag("ViT-B-32", "opena1")
+    with pytest.raises(UserError, match="'ViT-tiny-8-64' has no pretrained tags"):
+        check_tag("ViT-tiny-8-64", "openai")
+    check_tag("ViT-B-32", "openai")
+
+
+# Folders
+
+
+def write_config(folder: Path, content: Any) -> None:
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+
+
+def test_a_folder_tells_architecture_and_preprocessing(tmp_path: Path) -> None:
+    asked = {"size": [32, 32], "mean": [0.1, 0.2, 0.3], "interpolation": "bilinear", "mode": "RGB", "fill_color": 0}
+    write_config(tmp_path, {"model_cfg": CONFIG, "preprocess_cfg": asked})
+    architecture, preprocess = read_folder_config(tmp_path)
+    assert architecture == CONFIG
+    assert preprocess == {"size": 32, "mean": [0.1, 0.2, 0.3], "interpolation": "bilinear"}
+    write_config(tmp_path, CONFIG)
+    assert read_folder_config(tmp_path) == (CONFIG, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "can't read"), ("[]", "must hold a mapping"), ('{"model_cfg": {"embed_dim": 3}}', "lacks text_cfg, vision")],
+)
+def test_a_config_that_is_none_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "open_clip_config.json").write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_folder_config(tmp_path)
+    assert str(tmp_path / "open_clip_config.json") in str(error.value)
+
+
+def test_the_file_of_weights_is_open_clips_choice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no file of weights: name the one to read open_clip_model.safetensors"):
+        folder_weights(tmp_path)
+    (tmp_path / "epoch_3.pt").touch()
+    assert folder_weights(tmp_path).name == "epoch_3.pt"
+    (tmp_path / "epoch_4.pt").touch()
+    with pytest.raises(UserError, match="holds epoch_3.pt, epoch_4.pt"):
+        folder_weights(tmp_path)
+    for name in ("pytorch_model.bin", "open_clip_pytorch_model.bin", "open_clip_model.safetensors"):
+        (tmp_path / name).touch()
+        assert folder_weights(tmp_path).name == name
+
+
+def test_a_written_folder_is_open_clips(tmp_path: Path) -> None:
+    theirs = open_clip_model(CONFIG)
+    preprocess = {"size": 16, "mean": (0.1, 0.2, 0.3), "std": (1, 1, 1), "interpolation": "bilinear"}
+    write_folder(tmp_path / "a", theirs.state_dict(), CONFIG, {**preprocess, "resize_mode": "squash"})
+    loaded, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'a'}")
+    assert same(loaded.state_dict(), theirs.state_dict())
+    assert loaded.visual.preprocess_cfg["resize_mode"] == "squash"
+    assert tuple(loaded.visual.preprocess_cfg["mean"]) == (0.1, 0.2, 0.3)
+
+
+def test_options_that_open_clip_does_not_know_are_refused(tmp_path: Path) -> None:
+    config = {**CONFIG, "vision_cfg": {"timm_model_name": "resnet18", "timm_kwargs": {"stem_width": 16}}}
+    with pytest.raises(UserError, match="no words for timm_kwargs"):
+        write_folder(tmp_path / "a", {}, config, {})
+    assert not (tmp_path / "a").exists()
+
+
+def test_weights_next_to_the_config_are_read(tmp_path: Path) -> None:
+    save_file(open_clip_model(CONFIG).state_dict(), tmp_path / "model.safetensors")
+    assert folder_weights(tmp_path) == tmp_path / "model.safetensors"

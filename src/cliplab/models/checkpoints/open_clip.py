@@ -1,112 +1,116 @@
-"""OpenCLIP weights: a pretrained tag or a file (.safetensors or a state dict); pickled code is never run."""
+"""OpenCLIP's pretrained tags, and its folders (open_clip_config.json beside the weights), read and written."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cliplab.errors import UserError
-from cliplab.models.checkpoints.torch_file import read_torch_file
+from cliplab.models.checkpoints.hub import hub_file
+from cliplab.models.checkpoints.hugging_face import read_json
+from cliplab.models.checkpoints.weights import Weights, read_file
 from cliplab.registry import closest
 
-FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_PREFIXES = ("module.", "model.clip.")  # of DistributedDataParallel, and of a run's own checkpoint
+CONFIG = "open_clip_config.json"
+# What open_clip itself looks for in a folder, in its order; then any other file of weights.
+_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+_FILES += ("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A state dict in open_clip's keys and what belongs to it: activation and preprocessing (empty = unknown)."""
-
-    source: str
-    state_dict: Mapping[str, Tensor]
-    quick_gelu: bool | None = None
-    preprocess: dict[str, Any] = field(default_factory=dict)  # mean, std, interpolation, resize_mode
-
-
-def is_file(weights: str) -> bool:
-    """Whether `model.weights` names a file and no tag."""
-    return weights.endswith(FILE_ENDINGS) or Path(weights).exists()
-
-
-def check_weights(arch: str, weights: str) -> None:
-    """Raise UserError unless the file exists or the tag belongs to the architecture; reads no weights."""
-    if is_file(weights):
-        if not Path(weights).is_file():
-            raise UserError(f"no weights file {weights} (model.weights)")
-        return
+def check_tag(arch: str, tag: str) -> None:
+    """Raise UserError unless the tag belongs to the architecture."""
     from open_clip import list_pretrained_tags_by_model
 
     tags = list_pretrained_tags_by_model(arch)
-    if weights not in tags:
-        hint = closest(weights, tags) if tags else f"'{arch}' has no pretrained tags"
-        raise UserError(f"unknown weights '{weights}' for {arch} (model.weights): {hint}")
+    if tag not in tags:
+        hint = closest(tag, tags) if tags else f"'{arch}' has no pretrained tags"
+        raise UserError(f"unknown weights '{tag}' for {arch} (model.weights): {hint}; there is no such file either")
 
 
-def read_weights(arch: str, weights: str) -> Weights:
-    """Read a file or download a tag. Raises UserError naming file or tag."""
-    check_weights(arch, weights)
-    if is_file(weights):
-        return Weights(weights, read_state_dict(Path(weights)))
-    from open_clip import download_pretrained, get_pretrained_cfg
+def read_tag(arch: str, tag: str, read: bool = True) -> Weights:
+    """The weights of a tag, from the cache or the network, with its activation and preprocessing. Raises UserError.
 
-    config = get_pretrained_cfg(arch, weights)
+    With `read` False no tensors, and no network.
+    """
+    from open_clip import get_pretrained_cfg
+
+    check_tag(arch, tag)
+    config = get_pretrained_cfg(arch, tag)
+    known = {key: config[key] for key in _PREPROCESS if config.get(key) is not None}
+    found = Weights(f"{arch} {tag}", {}, config.get("quick_gelu", False), known)
+    if not read:
+        return found
     try:
-        file = download_pretrained(config)
-    except (OSError, RuntimeError, ValueError) as error:
+        return replace(found, state_dict=read_file(_tag_file(config)).state_dict)
+    except UserError as error:
         raise UserError(
-            f"can't download the weights '{weights}' of {arch}: {error}. Without a network, put the file on this "
-            "machine and give its path as model.weights"
+            f"can't read the weights '{tag}' of {arch}: {error}. Or give a file of weights as model.weights"
         ) from error
-    known = {key: config[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in config}
-    return Weights(f"{arch} {weights}", read_state_dict(Path(file)), config.get("quick_gelu", False), known)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by open_clip key; wrappers (`state_dict`, `module.`) are removed. Raises UserError naming the file."""
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
-    ):
-        raise UserError(f"{path} holds no state dict (a mapping of names to tensors)")
-    for prefix in _PREFIXES:
-        if any(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
-    return content
+def _tag_file(config: Mapping[str, Any]) -> Path:
+    """open_clip's rule: a repository and a file's name, or its usual names; safetensors first."""
+    repository, _, name = config["hf_hub"].rpartition("/")
+    wanted = [str(Path(name).with_suffix(".safetensors")), name] if name else [_FILES[0], _FILES[2]]
+    return _first_file(repository, wanted)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _first_file(repository: str, names: list[str]) -> Path:
+    missing = None
+    for name in dict.fromkeys(names):
+        try:
+            return hub_file(repository, name)
+        except FileNotFoundError as error:
+            missing = error
+    raise UserError(f"the Hugging Face repository '{repository}' has none of {', '.join(names)}") from missing
 
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"can't read {path}: {error}. Is the file complete?") from error
+
+def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Architecture and preprocessing of an OpenCLIP folder. Raises UserError."""
+    config = read_json(folder / CONFIG)
+    architecture = config.get("model_cfg", config)
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(architecture)
+    if missing:
+        raise UserError(f"{folder / CONFIG} lacks {', '.join(sorted(missing))} (model_cfg)")
+    asked = config.get("preprocess_cfg") or {}
+    known = {key: asked[key] for key in ("size", *_PREPROCESS) if asked.get(key) is not None}
+    if isinstance(known.get("size"), list | tuple):
+        known["size"] = known["size"][0]
+    return architecture, known
 
 
-def load_strictly(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Load every key with its shape. Raises UserError that counts and names what differs."""
-    ours = model.state_dict()
-    scalars = {key for key, value in ours.items() if value.numel() == 1} & state_dict.keys()
-    scalars = {key: state_dict[key].reshape(ours[key].shape) for key in scalars if state_dict[key].numel() == 1}
-    state_dict = {**state_dict, **scalars}  # logit_scale is [] in some files and [1] in others
-    missing, unexpected = sorted(ours.keys() - state_dict.keys()), sorted(state_dict.keys() - ours.keys())
-    shapes = [
-        f"{key}: {tuple(state_dict[key].shape)} in the file, {tuple(ours[key].shape)} in the model"
-        for key in sorted(ours.keys() & state_dict.keys())
-        if ours[key].shape != state_dict[key].shape
-    ]
-    found = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("keys missing", missing), ("keys unexpected", unexpected), ("shapes differ", shapes))
-        if names
-    ]
-    if found:
-        raise UserError(
-            f"the weights of {source} are of another architecture than this model: {'; '.join(found)}. "
-            "Check model.arch and model.composer"
-        )
-    model.load_state_dict(state_dict)
+def folder_weights(folder: Path) -> Path:
+    """The file of weights in an OpenCLIP folder. Raises UserError where there is none, or several and none by name."""
+    for name in _FILES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path for ending in ("*.safetensors", "*.bin", "*.pt", "*.pth") for path in folder.glob(ending))
+    if len(others) == 1:
+        return others[0]
+    found = ", ".join(path.name for path in others) or "no file of weights"
+    raise UserError(f"{folder} holds {found}: name the one to read {_FILES[0]}")
+
+
+def write_folder(
+    folder: Path, state_dict: Mapping[str, Tensor], architecture: Mapping[str, Any], preprocess: Mapping[str, Any]
+) -> None:
+    """open_clip_config.json and open_clip_model.safetensors, which open_clip loads as `local-dir:`.
+
+    Raises UserError for an architecture that open_clip has no words for.
+    """
+    from safetensors.torch import save_file
+
+    extra = architecture["vision_cfg"].get("timm_kwargs")
+    if extra:
+        raise UserError(f"open_clip has no words for timm_kwargs={extra}: save in the format hugging_face")
+    text_cfg = {key: value for key, value in architecture["text_cfg"].items() if key != "hf_model_pretrained"}
+    model_cfg = {**architecture, "text_cfg": text_cfg}
+    known = {key: preprocess[key] for key in ("size", *_PREPROCESS)}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": {**known, "mode": "RGB", "fill_color": 0}}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(dict(state_dict), folder / _FILES[0])
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

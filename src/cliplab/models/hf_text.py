@@ -1,0 +1,160 @@
+"""Any Hugging Face encoder as a text tower: `transformer` with the keys of transformers, `proj` on top."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+from cliplab.errors import UserError
+from cliplab.models.checkpoints.hub import CONFIG_FILES, WEIGHT_FILES, hub_folder
+from cliplab.models.image_tower import lock_groups
+from cliplab.models.text_transformer import TextTower
+from cliplab.models.tower_cfg import CLIPTextCfg, text_cfg_of
+from cliplab.models.transformer import Indices, taken_indices
+from cliplab.registry import closest
+
+POOLERS = ("mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
+
+
+class HFTextTower(TextTower):
+    """Tokens that differ from the encoder's padding id are read, pooled and projected."""
+
+    def __init__(self, cfg: CLIPTextCfg | Mapping[str, Any], embed_dim: int) -> None:
+        super().__init__()
+        cfg = text_cfg_of(cfg)
+        self.pooler_type = cfg.hf_pooler_type or "cls_last_hidden_state_pooler"
+        if self.pooler_type not in POOLERS:
+            raise UserError(
+                f"unknown text_cfg.hf_pooler_type '{self.pooler_type}': {closest(self.pooler_type, POOLERS)}"
+            )
+        self.transformer, self.config = _encoder(cfg, with_pooler=self.pooler_type == "cls_pooler")
+        self.output_dim, self.context_length = embed_dim, cfg.context_length
+        self.vocab_size: int = getattr(self.config, "vocab_size", cfg.vocab_size)
+        self.proj = _projection(cfg.hf_proj_type, self.config.hidden_size, embed_dim)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Token ids [B, L] -> features [B, D], not unit length."""
+        return self.forward_text(text)
+
+    def forward_text(self, text: Tensor) -> Tensor:
+        """Token ids [B, L] -> features [B, D], not unit length."""
+        return self.pool(self._run(text).last_hidden_state, text)
+
+    def embed(self, text: Tensor) -> Tensor:
+        """Token ids [B, L] -> token embeddings [B, L, W], without positions."""
+        return self.transformer.get_input_embeddings()(text)  # type: ignore[operator]
+
+    def encode_embeddings(self, embeddings: Tensor, text: Tensor | None = None) -> Tensor:
+        """Token embeddings [B, L, W] -> contextual tokens [B, L, W]; padding is known from the ids `text` [B, L]."""
+        mask = self.attention_mask(text) if text is not None else None
+        return self.transformer(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+
+    def attention_mask(self, text: Tensor) -> Tensor:
+        """Ids [B, L] -> int64 [B, L], 0 for padding."""
+        padding = self.config.pad_token_id
+        return (text != padding).long() if padding is not None else torch.ones_like(text)
+
+    def pool(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """Contextual tokens [B, L, W], ids [B, L] -> projected features [B, D]."""
+        mask = self.attention_mask(text)[..., None]
+        if self.pooler_type == "mean_pooler":
+            pooled = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1)
+        elif self.pooler_type == "max_pooler":
+            pooled = tokens.masked_fill(mask == 0, -torch.inf).amax(1)
+        elif self.pooler_type == "cls_pooler" and getattr(self.transformer, "pooler", None) is not None:
+            pooled = self.transformer.pooler(tokens)  # type: ignore[operator]
+        else:
+            pooled = tokens[:, 0]
+        return self.proj(pooled)
+
+    def text_intermediates(
+        self,
+        text: Tensor,
+        indices: Indices = None,
+        stop_early: bool = False,
+        normalize_intermediates: bool = False,
+        intermediates_only: bool = False,
+    ) -> dict[str, Tensor | list[Tensor]]:
+        """As TextTower says; transformers runs all layers, and has no final norm that is applied apart."""
+        output = self._run(text, output_hidden_states=True)
+        layers = output.hidden_states[1:]
+        taken = taken_indices(len(layers), indices)
+        result: dict[str, Tensor | list[Tensor]] = {"text_intermediates": [layers[index] for index in sorted(taken)]}
+        if not intermediates_only:
+            result["text_features"] = self.pool(output.last_hidden_state, text)
+        return result
+
+    def text_attention_maps(self, text: Tensor) -> list[Tensor]:
+        """Attention weights [B, heads, L, L] of each layer. Raises UserError unless the tower attends eagerly."""
+        maps = self._run(text, output_attentions=True).attentions
+        if not maps or maps[0] is None:
+            raise UserError("a Hugging Face text tower gives attention maps with attention=eager only")
+        return list(maps)
+
+    def lock_text(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
+        """Freeze the encoder but for its last `unlocked_layers` layers; `proj` stays trainable, as in open_clip.
+
+        `freeze_layer_norm=False` leaves the norms of the frozen layers trainable.
+        """
+        layers = next(module for module in self.transformer.modules() if isinstance(module, nn.ModuleList))
+        embeddings = getattr(self.transformer, "embeddings", None) or self.transformer.get_input_embeddings()  # type: ignore[operator]
+        modules: list[nn.Module] = [embeddings, *layers]
+        if unlocked_layers < 0:
+            raise UserError(f"can't leave {unlocked_layers} layers unlocked: give 0 or more")
+        locked = [self.transformer] if unlocked_layers == 0 else modules[:-unlocked_layers]
+        for module in locked:
+            lock_groups(module.parameters(), [], 0)
+            norms = [m for m in module.modules() if "norm" in type(m).__name__.lower()] if not freeze_layer_norm else []
+            for parameter in (p for norm in norms for p in norm.parameters()):
+                parameter.requires_grad_(True)
+
+    def set_text_checkpointing(self, enable: bool = True) -> None:
+        """By the encoder's own method."""
+        switch = "gradient_checkpointing_enable" if enable else "gradient_checkpointing_disable"
+        getattr(self.transformer, switch)()
+
+    def remove_projection(self) -> None:
+        """Give the pooled vector [B, W] instead of features [B, D] from now on."""
+        self.proj = nn.Identity()
+
+    lock = lock_text
+    set_grad_checkpointing = set_text_checkpointing
+
+    def _run(self, text: Tensor, **options: Any) -> Any:
+        return self.transformer(input_ids=text, attention_mask=self.attention_mask(text), **options)
+
+
+def _encoder(cfg: CLIPTextCfg, with_pooler: bool) -> tuple[nn.Module, Any]:
+    """The encoder (of an encoder-decoder its encoder alone) and its config; no code of the repository is run."""
+    assert cfg.hf_model_name is not None
+    files = [*CONFIG_FILES, *(WEIGHT_FILES if cfg.hf_model_pretrained else ())]
+    folder = hub_folder(cfg.hf_model_name, files, WEIGHT_FILES if cfg.hf_model_pretrained else ["config.json"])
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        options = {} if config.is_encoder_decoder else {"add_pooling_layer": with_pooler}
+        if cfg.hf_model_pretrained:
+            model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
+        else:
+            model = AutoModel.from_config(config, trust_remote_code=False, **options)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"can't build the text tower of {cfg.hf_model_name} (text_cfg.hf_model_name): {reason}"
+        ) from error
+    return (model.encoder if config.is_encoder_decoder else model), config
+
+
+def _projection(kind: str | None, width: int, embed_dim: int) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(width, embed_dim, bias=False)
+    if kind == "mlp":
+        hidden = (width + embed_dim) // 2
+        first, second = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, embed_dim, bias=False)
+        return nn.Sequential(first, nn.GELU(), second)
+    if kind:
+        raise UserError(f"text_cfg.hf_proj_type must be mlp, linear or null, got '{kind}'")
+    if width != embed_dim:
+        raise UserError(f"text_cfg.hf_proj_type=null: the encoder's width {width} must equal embed_dim {embed_dim}")
+    return nn.Identity()
