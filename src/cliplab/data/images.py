@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cliplab.errors import UserError
+from cliplab.registry import fits
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -81,6 +82,14 @@ class Preprocess:
     resize_mode: Literal["shortest", "squash", "longest"] = "shortest"  # longest: padded with black to a square
     crop_rounding: Literal["half_even", "floor"] = "half_even"  # torchvision (OpenAI, open_clip) or Hugging Face
 
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for key, hint in hints.items():
+            if not fits(getattr(self, key), hint):
+                raise UserError(f"preprocessing: {key} must be {hint}, got {getattr(self, key)!r}")
+        if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
+            raise UserError(f"preprocessing: size must be 1 or more, mean and std three numbers, no std 0: {self}")
+
 
 def target_pad(image: Image.Image, ratio: float = 1.25) -> Image.Image:
     """CLIP4Cir's TargetPad: zero-pad the short side until long / short = `ratio`; unchanged when it is lower."""
@@ -102,6 +111,8 @@ class ImagePreprocess:
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
         """Raises UserError for a file that is no picture."""
+        if not isinstance(image, str | Path | Image.Image):
+            raise UserError(f"a picture must be a PIL image or the path of a file, got {type(image).__name__}")
         picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
         return (self._transform(picture) / 255 - self._mean) / self._std
 
