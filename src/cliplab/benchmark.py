@@ -27,9 +27,21 @@ CaptionJoin = Literal[
     "both_orders_separate",
     "each_caption",
     "category_it",
+    "caption",
+    "precaption",
+    "shared_concept",
     ClassJoin,
 ]
-TrainJoin = Literal["random4_cap", "and_precaption", "both_orders_separate", "each_caption", "category_it", "random1"]
+TrainJoin = Literal[
+    "random4_cap",
+    "and_precaption",
+    "both_orders_separate",
+    "each_caption",
+    "category_it",
+    "random1",
+    "caption",
+    "precaption",
+]
 
 
 @dataclass(frozen=True)
@@ -48,11 +60,14 @@ class Protocol:
     ties: Literal["pessimistic", "optimistic", "mean"] = "pessimistic"  # rank of a target among equal scores
     missing_images: Literal["error", "report"] = "error"  # stop | leave out, count and write down
     recall_at: tuple[int, ...] = (10, 50)
+    map_at: tuple[int, ...] = ()  # cut-offs of the mean average precision over all relevant images (CIRCO)
+    subset_at: tuple[int, ...] = ()  # cut-offs of the recall within a subset of look-alikes (CIRR)
+    target: Literal["hard", "soft"] = "hard"  # one target | the best grade within the top k (CIRR)
     hit: Literal["single_target", "any_positive", "class"] = "single_target"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain builtins, for results.json."""
-        return {**asdict(self), "recall_at": list(self.recall_at)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 _AND_CAP = Protocol()
@@ -99,15 +114,42 @@ PROTOCOLS: dict[str, Protocol] = {
     "zero_shot_plain": replace(_CLASSES, caption_join="class_name", prompt="a photo of a {}."),
 }
 
+_CIRR = Protocol(
+    exclude_reference=True, caption_join="caption", train_join="caption", recall_at=(1, 5, 10, 50), subset_at=(1, 2, 3)
+)
+_CIRR_WORD = replace(_CIRR, prompt="a photo of $ that {}")
+CIRR_PROTOCOLS: dict[str, Protocol] = {
+    **dict.fromkeys(("clip4cir", "bi_blip4cir", "candidate_reranking", "sprc"), _CIRR),
+    **dict.fromkeys(("searle", "lincir"), _CIRR_WORD),
+    "pic2word": replace(_CIRR, exclude_reference=False, prompt="a photo of * , {}"),  # its own removal has no effect
+    "covr": replace(_CIRR, caption_join="precaption", train_join="precaption"),
+    **dict.fromkeys(("cirplant", "artemis"), replace(_CIRR, target="soft")),
+}
 
-def make_protocol(part: Mapping[str, Any]) -> Protocol:
+_CIRCO = Protocol(
+    caption_join="caption",
+    train_join="caption",
+    prompt="a photo of $ that {}",
+    recall_at=(5, 10, 25, 50),
+    map_at=(5, 10, 25, 50),
+)
+CIRCO_PROTOCOLS: dict[str, Protocol] = {
+    **dict.fromkeys(("searle", "lincir"), _CIRCO),
+    "bge_vl": replace(_CIRCO, caption_join="shared_concept", prompt="{}"),
+    "covr": replace(_CIRCO, exclude_reference=True, caption_join="precaption", prompt="{}"),
+    "plain": replace(_CIRCO, prompt="{}"),
+}
+
+
+def make_protocol(part: Mapping[str, Any], table: Mapping[str, Protocol] = PROTOCOLS) -> Protocol:
     """`{name: clip4cir, gallery: val_split}` -> the named protocol with fields changed; its name then says which.
 
-    Raises UserError for an unknown name, field or value, each with the closest match.
+    The same name means another row in the table of another data set. Raises UserError for an unknown name, field or
+    value, each with the closest match.
     """
-    check_part("protocol", dict.fromkeys(PROTOCOLS, Protocol), part, given=("hit",))  # what a hit is, the data set says
+    check_part("protocol", dict.fromkeys(table, Protocol), part, given=("hit",))  # what a hit is, the data set says
     name = part["name"]
-    base = replace(PROTOCOLS[name], name=name)
+    base = replace(table[name], name=name)
     changes = {key: tuple(value) if isinstance(value, list) else value for key, value in part.items() if key != "name"}
     differing = {key: value for key, value in changes.items() if getattr(base, key) != value}
     if not differing:
@@ -118,7 +160,7 @@ def make_protocol(part: Mapping[str, Any]) -> Protocol:
         raise UserError(f"protocol '{name}': prompt must hold {{}} once, where the text goes, got '{part['prompt']}'")
     join = differing.get("caption_join", base.caption_join)
     if (join in get_args(ClassJoin)) != (base.hit == "class"):
-        fitting = [name for name, row in PROTOCOLS.items() if row.caption_join == join]
+        fitting = [name for name, row in table.items() if row.caption_join == join]
         raise UserError(f"protocol '{name}' can't have caption_join={join}; it belongs to: {', '.join(fitting)}")
     shown = ", ".join(f"{key}={value}" for key, value in sorted(differing.items()))
     return replace(base, **differing, name=f"{name} ({shown})")

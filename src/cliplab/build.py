@@ -98,7 +98,7 @@ def zero_shot_protocol(config: Config) -> Protocol:
 
 def _protocol_of(dataset_class: type[RetrievalDataset], changes: Mapping[str, Any], key: str) -> Protocol:
     part = {"name": dataset_class.default_protocol, **changes}
-    protocol = make_protocol(part)
+    protocol = make_protocol(part, dataset_class.protocol_table)
     if part["name"] not in dataset_class.protocols:
         known = ", ".join(dataset_class.protocols)
         raise UserError(f"protocol '{part['name']}' is none of {key}: there is: {known}")

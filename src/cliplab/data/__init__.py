@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from cliplab.data.circo import CIRCO
+from cliplab.data.cirr import CIRR
 from cliplab.data.fashioniq import FashionIQ
 from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.karpathy import Flickr8k, Karpathy
@@ -10,6 +12,8 @@ from cliplab.data.wardrobe import Wardrobe, WardrobeCaptions
 
 DATASETS = {
     "fashioniq": FashionIQ,
+    "cirr": CIRR,
+    "circo": CIRCO,
     "wardrobe": Wardrobe,
     "wardrobe_captions": WardrobeCaptions,
     "karpathy": Karpathy,

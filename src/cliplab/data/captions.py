@@ -66,6 +66,19 @@ def _class_wordings(captions: Captions, category: str, templates: Sequence[str])
     return [template.format(captions[0]) for template in templates]
 
 
+def _caption(captions: Captions, category: str) -> list[str]:
+    return [captions[0]]
+
+
+def _precaption(captions: Captions, category: str) -> list[str]:
+    return [precaption(captions[0])]
+
+
+def _shared_concept(captions: Captions, category: str) -> list[str]:
+    """BGE-VL's sentence on CIRCO; the second caption is what both pictures share."""
+    return [f"Find a picture that also {captions[1]}, but {captions[0]}."]
+
+
 EVAL_JOINS: dict[str, Callable[[Captions, str], list[str]]] = {
     "and_cap": _and_cap,
     "both_orders_mean": _both_orders_mean,
@@ -75,6 +88,9 @@ EVAL_JOINS: dict[str, Callable[[Captions, str], list[str]]] = {
     "both_orders_separate": _both_orders_separate,
     "each_caption": _each_caption,
     "category_it": _category_it,
+    "caption": _caption,
+    "precaption": _precaption,
+    "shared_concept": _shared_concept,
     **{join: partial(_class_wordings, templates=templates) for join, templates in CLASS_WORDINGS.items()},
 }
 

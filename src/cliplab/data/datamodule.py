@@ -105,7 +105,7 @@ class RetrievalDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.dataset = dataset
-        self.protocol = protocol or make_protocol({"name": dataset.default_protocol})
+        self.protocol = protocol or make_protocol({"name": dataset.default_protocol}, dataset.protocol_table)
         self.tokenize = tokenize or Tokenizer()
         self.transform = ImageTransform(preprocess or Preprocess(), pad, crop_scale, flip)
         self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (

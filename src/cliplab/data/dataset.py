@@ -6,13 +6,13 @@ import json
 import logging
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import Dataset, Features, List, Value
 
-from cliplab.benchmark import Benchmark, Protocol
+from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
 from cliplab.data.images import ImageFolder
 from cliplab.errors import UserError
 
@@ -43,7 +43,8 @@ class RetrievalDataset(ABC):
 
     benchmark_name: ClassVar[str]  # under which published numbers are looked up
     default_protocol: ClassVar[str]
-    protocols: ClassVar[tuple[str, ...]]
+    protocols: ClassVar[tuple[str, ...]]  # those of its table that it can be asked under
+    protocol_table: ClassVar[Mapping[str, Protocol]] = PROTOCOLS
     test_split: str = "val"  # the split that `test/...` metrics are measured on
 
     def __init__(

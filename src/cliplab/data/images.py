@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_type_hints
@@ -37,6 +37,15 @@ class ImageFolder:
                         self._paths.setdefault(Path(entry.name).stem, entry.path)
                     elif entry.is_dir() and Path(entry.path).parent == root:
                         folders.append(Path(entry.path))
+
+    @classmethod
+    def of(cls, root: Path, places: Mapping[str, str]) -> "ImageFolder":
+        """The images that annotations place themselves: name -> path below the root; those that are there."""
+        folder = cls.__new__(cls)
+        folder.root = root
+        paths = {name: os.path.join(root, place) for name, place in places.items()}
+        folder._paths = {name: path for name, path in paths.items() if os.path.isfile(path)}
+        return folder
 
     def __len__(self) -> int:
         return len(self._paths)
