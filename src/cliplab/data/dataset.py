@@ -44,6 +44,7 @@ class RetrievalDataset(ABC):
     benchmark_name: ClassVar[str]  # under which published numbers are looked up
     default_protocol: ClassVar[str]
     protocols: ClassVar[tuple[str, ...]]
+    same_image: ClassVar[str] = "ignore"  # what data.same_image=null means: separate, positives, ignore
     test_split: str = "val"  # the split that `test/...` metrics are measured on
 
     def __init__(
