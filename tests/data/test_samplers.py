@@ -105,8 +105,7 @@ def test_the_notice_counts_what_is_left_out() -> None:
     sampler = SeparateSampler(FIVE_EACH, 3, 2, 0, 0)
     assert len(sampler) == 27
     assert sampler.notice() == (
-        "no image twice in a batch of 6: 54 of 55 training samples in each epoch, 1 others drawn anew each time are "
-        "left out"
+        "no image twice in a batch of 6: 54 of 55 training samples in each epoch; left out, others each time: 1"
     )
 
 

@@ -45,7 +45,7 @@ class SeparateSampler(EpochSampler):
         left = len(self.target_ids) - self.total_size
         return (
             f"no image twice in a batch of {self.global_batch}: {self.total_size} of {len(self.target_ids)} training "
-            f"samples in each epoch, {left} others drawn anew each time are left out"
+            f"samples in each epoch; left out, others each time: {left}"
         )
 
     def __iter__(self) -> Iterator[Any]:
