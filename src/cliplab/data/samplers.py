@@ -1,6 +1,5 @@
 """The order of the training samples: shuffled by seed and epoch, split over processes, equal targets kept apart."""
 
-import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -73,17 +72,22 @@ def separated(target_ids: np.ndarray, size: int, generator: np.random.Generator)
     Each block takes the targets with the most samples left, ties at random: no other rule makes more full blocks. So
     every target comes once before any comes twice, where all have equally many samples.
     """
-    rows: dict[int, list[int]] = {}
-    for row in generator.permutation(len(target_ids)).tolist():
-        rows.setdefault(int(target_ids[row]), []).append(row)
-    random = iter(generator.random(len(target_ids) + len(rows)).tolist())
-    heap = [(-len(of), next(random), target) for target, of in rows.items()]
-    heapq.heapify(heap)
-    order: list[int] = []
-    while len(heap) >= size:
-        taken = [heapq.heappop(heap)[2] for _ in range(size)]
-        order += [rows[target].pop() for target in taken]
-        for target in taken:
-            if rows[target]:
-                heapq.heappush(heap, (-len(rows[target]), next(random), target))
-    return order
+    shuffled = generator.permutation(len(target_ids))
+    rows = shuffled[np.argsort(target_ids[shuffled], kind="stable")]  # by target, in random order within one
+    _, start, left = np.unique(target_ids[rows], return_index=True, return_counts=True)
+    order: list[np.ndarray] = []
+
+    def take(targets: np.ndarray) -> None:
+        left[targets] -= 1
+        order.append(rows[start[targets] + left[targets]])
+
+    while np.count_nonzero(left) >= size:
+        most = generator.permutation(np.flatnonzero(left == left.max()))
+        full = len(most) // size * size
+        rest = most[full:]
+        take(most[:full])
+        others = np.setdiff1d(np.flatnonzero(left), rest)
+        if len(rest) and len(others) + len(rest) >= size:
+            keys = left[others] + generator.random(len(others))
+            take(np.concatenate([rest, others[np.argsort(-keys)[: size - len(rest)]]]))
+    return np.concatenate(order).tolist() if order else []
