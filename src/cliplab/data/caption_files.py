@@ -9,6 +9,7 @@ CLIP_benchmark      a text file: a header line, then NAME.jpg,CAPTION where capt
 The content tells the form. All but Karpathy's tell the split by the name of their file: captions_val2017.json.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class CaptionedImage:
     @property
     def stem(self) -> str:
         """The name under which the image folder knows it."""
-        return Path(self.filename).stem
+        return os.path.splitext(os.path.basename(self.filename))[0]
 
 
 OFFICIAL: Patterns = {
