@@ -117,7 +117,7 @@ def make_protocol(part: Mapping[str, Any]) -> Protocol:
         return base
     if any(k < 1 for k in differing.get("recall_at", (1,))) or not differing.get("recall_at", (1,)):
         raise UserError(f"protocol '{name}': recall_at must name ranks of 1 or more, got {part['recall_at']}")
-    per_image = differing.get("captions_per_image")
+    per_image = part.get("captions_per_image")
     if per_image is not None and (base.hit != "any_positive" or per_image < 1):
         raise UserError(
             f"protocol '{name}': captions_per_image={per_image} must be 1 or more, and is of captioned images"
