@@ -157,3 +157,12 @@ def test_directions_are_the_benchmark_and_its_transpose() -> None:
     assert one.directions == (one,)
     both = replace(one, transpose=other)
     assert both.directions == (both, other)
+
+
+def test_captions_per_image_belong_to_captioned_images() -> None:
+    found = make_protocol({"name": "clip_benchmark", "captions_per_image": 5})
+    assert (found.captions_per_image, found.name) == (5, "clip_benchmark (captions_per_image=5)")
+    assert make_protocol({"name": "clip_benchmark", "captions_per_image": None}).name == "clip_benchmark"
+    for part in ({"name": "clip_benchmark", "captions_per_image": 0}, {"name": "clip4cir", "captions_per_image": 5}):
+        with pytest.raises(UserError, match="captions_per_image=. must be 1 or more, and is of captioned images"):
+            make_protocol(part)

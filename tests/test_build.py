@@ -107,3 +107,36 @@ def test_a_probe_needs_classes_and_splits(tiny_config, tmp_path):
     build.check(load_config(tiny_config, given), train=False)
     with pytest.raises(UserError, match="linear_probe=true needs pictures to fit, choose and test on"):
         build.check(load_config(tiny_config, [*given, "linear_probe=true"]), train=False)
+
+
+def test_equal_targets_are_kept_apart_for_captions_alone(tiny_config):
+    for name, given, expected in (
+        ("wardrobe", [], "ignore"),
+        ("wardrobe_captions", [], "separate"),
+        ("flickr30k", ["data.same_image=positives"], "positives"),
+        ("wardrobe", ["data.same_image=separate"], "separate"),
+    ):
+        config = load_config(tiny_config, [f"data.name={name}", *given])
+        assert build.same_image(config) == expected
+        model, built_from = build.build_model(config)
+        assert build.build_module(config, model, built_from).positives == (expected == "positives")
+        if name != "flickr30k":
+            datamodule = build.build_datamodule(config, build.build_dataset(config), model, built_from)
+            assert datamodule.separate == (expected == "separate")
+
+
+def test_positives_need_a_loss_that_knows_them(tiny_config, monkeypatch):
+    monkeypatch.setitem(build.LOSSES, "plain", lambda query, target, scale, score: query.sum())
+    config = load_config(tiny_config, ["loss=plain", "data.same_image=positives"])
+    with pytest.raises(UserError, match="same_image=positives: the loss plain has one positive a query; use info_nce"):
+        build.check_parts(config)
+    build.check_parts(load_config(tiny_config, ["loss=plain"]))
+
+
+def test_the_captions_of_a_data_set_can_be_named(tiny_config, tmp_path):
+    config = load_config(tiny_config, ["data.name=coco", f"data.root={tmp_path}", "data.annotations=captions.json"])
+    with pytest.raises(UserError, match="^data.annotations=captions.json: no such file"):
+        build.check(config)
+    config = load_config(tiny_config, ["data.annotations=captions.json"])
+    with pytest.raises(UserError, match="data.annotations=captions.json: data.name=wardrobe has files of fixed names"):
+        build.check(config)

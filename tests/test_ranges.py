@@ -17,6 +17,7 @@ def test_the_defaults_are_inside():
         "model.fixed_scale=101",
         "data.batch_size=0",
         "data.num_workers=-1",
+        "data.same_image=together",
         "data.categories=[dress,dress]",
         "zero_shot.split=validation",
         "zero_shot.every_n_epochs=-1",

@@ -250,3 +250,17 @@ def test_a_mistake_leaves_the_finished_run_where_it_is(finished, tiny_config):
         with pytest.raises(UserError):
             main_of("train")(["--config", str(tiny_config), "name=finished", override])
         assert (finished[0] / "results.json").is_file()
+
+
+@pytest.mark.parametrize("same_image", ["separate", "positives"])
+def test_each_caption_trains_beside_captions_of_its_own_image_or_not(tiny_config, same_image, caplog):
+    given = ["data.name=wardrobe_captions", "data.protocol.train_join=each_caption", f"data.same_image={same_image}"]
+    given += ["model.composer=null", "trainer.max_epochs=1", f"name={same_image}"]
+    with caplog.at_level("INFO", "cliplab"):
+        main_of("train")(["--config", str(tiny_config), *given])
+    run = tiny_config.parent / "runs" / same_image
+    results = json.loads((run / "results.json").read_text())
+    assert results["data"]["annotations"] == ["dataset_wardrobe.json"]
+    assert {"test/t2i/R@1", "test/i2t/R@10"} <= set(results["metrics"])
+    assert results["protocol"]["train_join"] == "each_caption" and results["protocol"]["captions_per_image"] is None
+    assert ("no image twice in a batch of 16" in caplog.text) == (same_image == "separate")

@@ -32,6 +32,8 @@ _NAMES = {
     "RetrievalDataModule": "cliplab.data.datamodule",
     "FashionIQDataModule": "cliplab.data.datamodule",
     "KarpathyDataModule": "cliplab.data.datamodule",
+    "COCODataModule": "cliplab.data.datamodule",
+    "Flickr30kDataModule": "cliplab.data.datamodule",
     "RetrievalModule": "cliplab.training.module",
     "RetrievalMetric": "cliplab.evaluation.metrics",
     "zero_shot_weights": "cliplab.evaluation.zero_shot",

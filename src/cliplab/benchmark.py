@@ -63,6 +63,9 @@ class Protocol:
     map_at: tuple[int, ...] = ()  # cut-offs of the mean average precision over all relevant images (CIRCO)
     subset_at: tuple[int, ...] = ()  # cut-offs of the recall within a subset of look-alikes (CIRR)
     target: Literal["hard", "soft"] = "hard"  # one target | the best grade within the top k (CIRR)
+    captions_per_image: int | None = (
+        None  # of captioned images the first n are ranked; null = all (COCO: 25,010, not 25,000)
+    )
     hit: Literal["single_target", "any_positive", "class"] = "single_target"
 
     def as_dict(self) -> dict[str, Any]:
@@ -156,6 +159,11 @@ def make_protocol(part: Mapping[str, Any], table: Mapping[str, Protocol] = PROTO
         return base
     if any(k < 1 for k in differing.get("recall_at", (1,))) or not differing.get("recall_at", (1,)):
         raise UserError(f"protocol '{name}': recall_at must name ranks of 1 or more, got {part['recall_at']}")
+    per_image = part.get("captions_per_image")
+    if per_image is not None and (base.hit != "any_positive" or per_image < 1):
+        raise UserError(
+            f"protocol '{name}': captions_per_image={per_image} must be 1 or more, and is of captioned images"
+        )
     if re.findall(r"\{.*?\}|[{}]", str(differing.get("prompt", "{}"))) != ["{}"]:
         raise UserError(f"protocol '{name}': prompt must hold {{}} once, where the text goes, got '{part['prompt']}'")
     join = differing.get("caption_join", base.caption_join)

@@ -6,6 +6,7 @@ go into importing lightning.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from cliplab.config import Config
 from cliplab.data import DATASETS
 from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.images import ImageTransform, Preprocess
+from cliplab.data.karpathy import Karpathy
 from cliplab.errors import UserError
 from cliplab.losses import LOSS_INPUTS, LOSSES
 from cliplab.models.attention import set_attention
@@ -52,7 +54,7 @@ def check(config: Config, train: bool = True, from_checkpoint: bool = False) -> 
     if zero_shot is not None:
         zero_shot.check(zero_shot_protocol(config), (config.zero_shot.split,))
         zero_shot.check_headers(config.zero_shot.split)
-    dataset = DATASETS[config.data.name](config.data.root, config.data.images, config.data.categories)
+    dataset = build_dataset(config)
     dataset.prepare()
     dataset.check(protocol, ("train", "val", dataset.test_split) if train else (dataset.test_split,))
     if config.linear_probe:
@@ -76,6 +78,7 @@ def check_parts(config: Config) -> None:
             if part not in PARTS:
                 raise UserError(f"{key}: unknown part '{part}': {closest(part, PARTS)}")
     check_ranges(config)
+    same_image(config)
     ImageTransform(Preprocess(), data.pad, data.crop_scale, data.flip)
     if build_protocol(config).hit == "single_target" and model.composer is None:
         known = ", ".join(COMPOSERS)
@@ -83,6 +86,27 @@ def check_parts(config: Config) -> None:
     zero_shot_protocol(config)
     if config.linear_probe and data.name != ImageFolderDataset.benchmark_name:
         raise UserError(f"linear_probe=true needs classes: data.name=image_folder, not {data.name}")
+
+
+def build_dataset(config: Config) -> RetrievalDataset:
+    """The data set, not yet checked. Raises UserError for an option that it does not have."""
+    data = config.data
+    dataset_class = lookup("data set (data.name)", DATASETS, data.name)
+    if data.annotations is None:
+        return dataset_class(data.root, data.images, data.categories)
+    if not issubclass(dataset_class, Karpathy):
+        raise UserError(f"data.annotations={data.annotations}: data.name={data.name} has files of fixed names")
+    return dataset_class(data.root, data.images, data.categories, data.annotations)
+
+
+def same_image(config: Config) -> str:
+    """What becomes of equal targets in a training batch: separate, positives or ignore. Raises UserError."""
+    chosen = config.data.same_image or lookup("data set (data.name)", DATASETS, config.data.name).same_image
+    loss = config.loss["name"]
+    if chosen == "positives" and "target_id" not in inspect.signature(LOSSES[loss]).parameters:
+        able = [name for name, function in LOSSES.items() if "target_id" in inspect.signature(function).parameters]
+        raise UserError(f"data.same_image=positives: the loss {loss} has one positive a query; use {', '.join(able)}")
+    return chosen
 
 
 def build_protocol(config: Config) -> Protocol:
@@ -164,6 +188,7 @@ def build_datamodule(
         Preprocess(**built_from.preprocess),
         tokenizer_of(built_from.architecture),
         batch_size=data.batch_size,
+        separate=same_image(config) == "separate",
         eval_batch_size=data.eval_batch_size,
         num_workers=data.num_workers,
         seed=config.seed,
@@ -180,7 +205,7 @@ def build_module(config: Config, model: ComposedRetriever, built_from: BuiltFrom
     options = {key: value for key, value in config.loss.items() if key != "name"}
     loss = partial(LOSSES[config.loss["name"]], **options)
     hparams = {"config": asdict(config), "built_from": asdict(built_from)}
-    module = RetrievalModule(model, loss, config.optim, config.seed)
+    module = RetrievalModule(model, loss, config.optim, config.seed, same_image(config) == "positives")
     module.save_hyperparameters(hparams, logger=False)
     return module
 

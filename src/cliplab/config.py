@@ -42,12 +42,15 @@ class ModelConfig:
 class DataConfig:
     """The data set, its protocol and the loaders."""
 
-    name: str = "wardrobe"  # fashioniq, wardrobe, wardrobe_captions, karpathy, flickr8k, image_folder
+    name: str = "wardrobe"  # fashioniq, wardrobe, wardrobe_captions, coco, flickr30k, flickr8k, karpathy, image_folder
     root: str = "data/wardrobe"  # folder of the annotations; image_folder: of the splits or classes
     images: str | None = None  # folder of the pictures; null = images/ below root
+    annotations: str | None = None  # of captions: file or pattern below root, or hub:ORG/NAME; null = the one set there
     categories: list[str] | None = None  # train and evaluate on these only; null = all
     protocol: Part | None = field(default=None, metadata=PART)  # clip4cir, searle, val, ...; null = the data set's own
     batch_size: int = 128  # good values: 128 to 4096 for contrastive losses; per process
+    same_image: str | None = None  # separate: targets differ within a global batch; positives: equal ones all count;
+    #   ignore: equal ones are negatives; null = the data set's own, separate for captions and ignore for the others
     eval_batch_size: int = 256
     num_workers: int = 1  # loader processes; 0 = none
     pad: str = "none"  # none, square, target (pads to an aspect ratio of at most 1.25, CLIP4Cir)

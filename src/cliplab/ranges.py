@@ -34,6 +34,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_between(0, 2**31), "an integer from 0 to 2^31"),
     "model.fixed_scale": (_between(0, 100, open_low=True), "in (0, 100]"),
     "data.batch_size": (_between(1), "1 or more"),
+    "data.same_image": (_one_of("separate", "positives", "ignore"), "separate, positives or ignore"),
     "data.eval_batch_size": (_between(1), "1 or more"),
     "data.num_workers": (_between(0), "0 or more"),
     "data.categories": (lambda names: len(names) == len(set(names)), "a list without repetitions"),

@@ -14,6 +14,7 @@ from cliplab.data.fashioniq import FashionIQ
 from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.images import ImageTransform, Preprocess, read_image
 from cliplab.errors import UserError, message_of
+from tests.data.conftest import write_json
 from tests.image_folders import make_image_folder
 
 LENGTH = 60
@@ -281,3 +282,58 @@ def test_other_data_are_loaded_in_the_same_way(fashioniq_root: Path, tmp_path: P
     tokens = next(iter(prompts))["target"]["text"]
     assert [text_of(row) for row in tokens] == [f"a photo of a {name}." for name in ("dress", "polar bear", "t-shirt")]
     assert module.benchmarks("val") is own and module.dataset is not folder
+
+
+# Captions of one image in one batch
+
+
+def captions(root: Path, **options: Any) -> KarpathyDataModule:
+    """Each caption is a sample; images of 3, 2 and 1 captions, where images/ has a picture of each."""
+    rows = [
+        {"filename": name, "split": "train", "sentences": [{"raw": f"{name}{k}"} for k in range(count)]}
+        for name, count in (("a.jpg", 3), ("b.jpg", 2), ("c.jpg", 1))
+    ]
+    write_json(root / "dataset_tiny.json", {"images": rows})
+    protocol = {"train_join": "each_caption"}
+    return KarpathyDataModule(root, tokenize=tokenize, protocol=protocol, **(SMALL | options))
+
+
+def target_batches(module: RetrievalDataModule) -> list[list[int]]:
+    return [batch["target_id"].tolist() for batch in module.train_dataloader()]
+
+
+def test_captions_of_one_image_meet_in_no_batch(karpathy_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "cliplab"):
+        batches = target_batches(captions(karpathy_root))
+    assert len(batches) == 3 and all(len(set(batch)) == 2 for batch in batches)
+    assert "no image twice in a batch of 2: 6 of 6 training samples" in caplog.text
+    assert len(target_batches(captions(karpathy_root, batch_size=3))) == 1
+    with pytest.raises(UserError, match="^3 images are fewer than one batch .4 x 1 processes."):
+        captions(karpathy_root, batch_size=4).train_dataloader()
+
+
+def test_they_do_meet_where_they_are_not_kept_apart(karpathy_root: Path) -> None:
+    batches = target_batches(captions(karpathy_root, batch_size=6, separate=False))
+    assert sorted(batches[0]) == [0, 0, 0, 1, 1, 2]
+
+
+def test_one_caption_an_image_changes_no_order(karpathy_root: Path) -> None:
+    module = captions(karpathy_root)
+    module.protocol = make_protocol({"name": "clip_benchmark"})
+    assert type(module.train_dataloader().sampler) is EpochSampler
+    assert KarpathyDataModule(karpathy_root).separate and not fashioniq(karpathy_root).separate
+
+
+def test_the_processes_share_a_global_batch(karpathy_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for rank in (0, 1):
+        module = captions(karpathy_root, batch_size=1)
+        monkeypatch.setattr(module, "_processes", lambda rank=rank: (2, rank))
+        found.append(target_batches(module))
+    assert len(found[0]) == 3 and all(mine != others for mine, others in zip(*found, strict=True))
+
+
+def test_the_protocol_of_captions_may_be_an_object(karpathy_root: Path) -> None:
+    protocol = make_protocol({"name": "clip_benchmark", "prompt": "a {}"})
+    assert KarpathyDataModule(karpathy_root, protocol=protocol).protocol is protocol
+    assert KarpathyDataModule(karpathy_root, protocol={"prompt": "a {}"}).protocol == protocol

@@ -1,16 +1,21 @@
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cliplab.benchmark import make_protocol
-from cliplab.data.karpathy import Flickr8k, Karpathy
+from cliplab.data.karpathy import Karpathy
 from cliplab.errors import UserError
+from tests.data.conftest import write_json
 
 PROTOCOL = make_protocol({"name": "clip_benchmark"})
 REPORT = make_protocol({"name": "clip_benchmark", "missing_images": "report"})
+
+
+OFFICIAL = {"images": [{"id": 1, "file_name": "v.jpg"}], "annotations": [{"image_id": 1, "caption": "v0"}]}
 
 
 def path_of(root: Path, name: str) -> str:
@@ -115,16 +120,22 @@ def test_counts_are_per_split_of_the_file(karpathy_root: Path) -> None:
         "test": {"images": 2, "captions": 5, "empty_captions": 1},
         "val": {"images": 1, "captions": 1, "empty_captions": 0},
     }
+    sizes = {"train": {2: 1}, "restval": {1: 1}, "test": {2: 1, 3: 1}, "val": {1: 1}}
+    assert Karpathy(karpathy_root).images_by_captions() == sizes
     assert Karpathy(karpathy_root).empty_captions() == {"train": 0, "restval": 0, "test": 1, "val": 0}
 
 
-def test_it_is_measured_on_test_under_clip_benchmark() -> None:
-    assert (Karpathy.test_split, Karpathy.default_protocol, Karpathy.protocols) == (
-        "test",
-        "clip_benchmark",
-        ("clip_benchmark",),
-    )
-    assert Flickr8k.benchmark_name == "flickr8k"
+def test_it_is_measured_on_test_under_clip_benchmark(karpathy_root: Path) -> None:
+    assert (Karpathy.default_protocol, Karpathy.protocols) == ("clip_benchmark", ("clip_benchmark",))
+    assert Karpathy(karpathy_root).test_split == "test"
+
+
+def test_without_captions_of_test_images_it_is_measured_on_val(karpathy_root: Path) -> None:
+    rows = [{**GOOD, "filename": f"{split}.jpg", "split": split} for split in ("train", "val")]
+    rewrite(karpathy_root, {"images": rows})
+    assert Karpathy(karpathy_root).test_split == "val"
+    rewrite(karpathy_root, {"images": rows[:1]})
+    assert Karpathy(karpathy_root).test_split == "test"  # and `check` says that it is not there
 
 
 def test_there_are_no_categories(karpathy_root: Path) -> None:
@@ -146,13 +157,36 @@ def test_a_compressed_file_is_the_same(karpathy_root: Path) -> None:
 
 def test_one_annotation_file_is_needed(karpathy_root: Path) -> None:
     (karpathy_root / "dataset_other.json").write_text("{}")
-    with pytest.raises(UserError, match="exactly one .* found dataset_other.json, dataset_tiny.json") as error:
+    message = r"more than one set of captions: Karpathy's JSON: dataset_other.json, dataset_tiny.json. Say which"
+    with pytest.raises(UserError, match=message) as error:
         Karpathy(karpathy_root).check(PROTOCOL, ["val"])
+    assert str(error.value).endswith("data.annotations=dataset_other.json")
+    Karpathy(karpathy_root, annotations="dataset_tiny.json").check(PROTOCOL, ["val"])
     for path in karpathy_root.glob("*.json"):
         path.unlink()
-    with pytest.raises(UserError, match="exactly one .* found none") as error:
+    with pytest.raises(UserError, match=r"holds no captions .* dataset_\*.json \(Karpathy's JSON\)") as error:
         Karpathy(karpathy_root).check(PROTOCOL, ["val"])
     assert str(karpathy_root) in str(error.value) and "configs/quickstart.yaml" in str(error.value)
+
+
+def test_forms_that_are_mixed_are_named_and_one_can_be_chosen(karpathy_root: Path, caplog: Any) -> None:
+    write_json(karpathy_root / "annotations" / "captions_val2017.json", OFFICIAL)
+    with pytest.raises(UserError, match="more than one set") as error:
+        Karpathy(karpathy_root).check(PROTOCOL, ["val"])
+    for part in ("Karpathy's JSON: dataset_tiny.json", "official COCO captions of 2017: captions_val2017.json"):
+        assert part in str(error.value)
+    assert Karpathy(karpathy_root).annotation_files() == []
+    chosen = Karpathy(karpathy_root, annotations="annotations/captions_*2017.json")
+    assert [image.captions for image in chosen.images] == [("v0",)]
+    assert chosen.summary()["annotations"] == ["annotations/captions_val2017.json"]
+    absolute = Karpathy(karpathy_root, annotations=str(karpathy_root / "dataset_tiny.json"))
+    assert len(absolute.images) == 5
+    with pytest.raises(UserError, match=r"^data.annotations=captions_\*.json: no such file in .*karpathy"):
+        Karpathy(karpathy_root, annotations="captions_*.json").check(PROTOCOL, ["val"])
+    (karpathy_root / "annotations" / "captions_val2017.json").unlink()
+    with caplog.at_level("INFO"):
+        assert Karpathy(karpathy_root).summary()["annotations"] == ["dataset_tiny.json"]
+    assert "captions: Karpathy's JSON: dataset_tiny.json in" in caplog.text
 
 
 GOOD = {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a0"}]}
@@ -161,7 +195,20 @@ GOOD = {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a0"}]}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "must be an object with a list 'images'"),
+        (3, "must be an object with a list 'images'"),
+        ([], "the name of the file must tell its split .*names no split"),
+        ({"images": [GOOD, {**GOOD, "split": "test"}]}, "image 1: 'a.jpg' is there in the splits 'train' and 'test'"),
+        ({"images": [GOOD, GOOD]}, "image 1: 'a.jpg' is there twice .before: .*image 0"),
+        (
+            {"images": [{**GOOD, "cocoid": 7}, {**GOOD, "filename": "b.jpg", "split": "val", "cocoid": 7}]},
+            "image 1: the image id 7 is there in the splits 'train' and 'val' .before: .*image 0",
+        ),
+        (
+            {"images": [{**GOOD, "filepath": "train2014"}, {**GOOD, "filepath": "val2014", "split": "test"}]},
+            "image 1: 'val2014/a.jpg' and 'train2014/a.jpg' .*image 0.* would share one picture",
+        ),
+        ({"images": [{**GOOD, "filepath": 3}]}, "'filepath' must be a string, found 3"),
+        ({"images": [{**GOOD, "split": 3}]}, "image 0: 'split' must be a string, found 3"),
         ({"images": {}}, "must be an object with a list 'images'"),
         ({"dataset": "x"}, "must be an object with a list 'images'"),
         ({"images": [GOOD, 3]}, "image 1 must be an object, found int"),
@@ -189,6 +236,67 @@ def test_a_malformed_file_is_named_with_the_place(karpathy_root: Path, content: 
 def test_a_split_without_images_is_named(karpathy_root: Path) -> None:
     with pytest.raises(UserError, match=r"dataset_tiny\.json has no image of the split 'dev'"):
         Karpathy(karpathy_root).check(PROTOCOL, ["val", "dev"])
+
+
+def test_an_empty_split_is_told_from_those_there_are(karpathy_root: Path) -> None:
+    rewrite(karpathy_root, {"images": []})
+    with pytest.raises(UserError, match=r"has no image of the split 'val' \(it has: no image at all\)"):
+        Karpathy(karpathy_root).check(PROTOCOL, ["val"])
+
+
+# All captions, or a number of them
+
+
+def test_the_first_captions_of_each_image_are_ranked(karpathy_root: Path) -> None:
+    protocol = make_protocol({"name": "clip_benchmark", "captions_per_image": 2})
+    dataset = Karpathy(karpathy_root)
+    dataset.check(protocol, ["test"])
+    (benchmark,) = dataset.benchmarks(protocol, "test")
+    assert benchmark.queries["text"][:] == ["c0", "c1", "e0", "e1"]
+    assert benchmark.transpose is not None and benchmark.transpose.positives == [[0, 1], [2, 3]]
+    assert benchmark.excluded == {"gallery_rows": 0, "queries": 0}
+    assert dataset.train_table(protocol)["texts"][:] == [["a0", "a1"], ["b0"]]  # all captions train
+    with pytest.raises(UserError, match=r"image 3 \(d.jpg\) has 1 caption\(s\), fewer than .*captions_per_image=2"):
+        dataset.check(protocol, ["val"])
+
+
+def test_what_is_missing_is_counted_in_captions_that_would_be_ranked(karpathy_root: Path) -> None:
+    (karpathy_root / "images" / "c.jpg").unlink()
+    protocol = make_protocol({"name": "clip_benchmark", "captions_per_image": 2, "missing_images": "report"})
+    assert Karpathy(karpathy_root).benchmarks(protocol, "test")[0].excluded == {"gallery_rows": 1, "queries": 2}
+
+
+# Folders of pictures
+
+
+def test_pictures_are_found_in_the_folders_that_karpathys_coco_names(karpathy_root: Path) -> None:
+    rows = [{**GOOD, "filepath": "train2014"}, {**GOOD, "filename": "b.jpg", "filepath": "val2014", "split": "test"}]
+    rewrite(karpathy_root, {"images": rows})
+    for folder, name in (("train2014", "a.jpg"), ("val2014", "b.jpg")):
+        (karpathy_root / "images" / folder).mkdir()
+        (karpathy_root / "images" / name).rename(karpathy_root / "images" / folder / name)
+    dataset = Karpathy(karpathy_root)
+    dataset.check(PROTOCOL, ["train", "test"])
+    (benchmark,) = dataset.benchmarks(PROTOCOL, "test")
+    assert benchmark.gallery["image"][:] == [path_of(karpathy_root, "val2014/b.jpg")]
+    assert benchmark.query_names == ["val2014/b.jpg#0"]
+
+
+def test_without_a_folder_images_the_pictures_are_below_the_root(karpathy_root: Path) -> None:
+    (karpathy_root / "images").rename(karpathy_root / "val2017")
+    dataset = Karpathy(karpathy_root)
+    dataset.check(PROTOCOL, ["test"])
+    assert dataset.image_root == karpathy_root
+    assert dataset.folder.path("c") == str(karpathy_root / "val2017" / "c.jpg")
+    with pytest.raises(UserError, match="not found in .*pictures"):
+        Karpathy(karpathy_root, karpathy_root / "pictures").check(PROTOCOL, ["test"])
+
+
+def test_two_pictures_of_one_name_are_named(karpathy_root: Path) -> None:
+    (karpathy_root / "images" / "more").mkdir()
+    shutil.copy(karpathy_root / "images" / "c.jpg", karpathy_root / "images" / "more" / "c.jpg")
+    with pytest.raises(UserError, match=r"images/c.jpg and .*images/more/c.jpg share a name"):
+        Karpathy(karpathy_root).check(PROTOCOL, ["val"])
 
 
 # Missing images

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cliplab.benchmark import make_protocol
-from cliplab.data import FashionIQDataModule
+from cliplab.data import COCODataModule, FashionIQDataModule, Flickr30kDataModule
 from cliplab.data.fashioniq import FashionIQ
 from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.karpathy import Karpathy
@@ -52,9 +52,49 @@ def test_fashioniq_galleries_and_empty_captions() -> None:
     [("flickr8k", (3000, 1000, 1000)), ("flickr30k", (29000, 1014, 1000))],
 )
 def test_karpathy_counts(folder: str, images: tuple[int, int, int]) -> None:
-    counts = Karpathy(needs(folder)).counts()
+    dataset = Flickr30kDataModule(needs(folder)).dataset
+    assert dataset.benchmark_name == folder
+    counts = dataset.counts()
+    assert counts == Karpathy(needs(folder)).counts()
     assert tuple(counts[split]["images"] for split in ("train", "val", "test")) == images
     assert tuple(counts[split]["captions"] for split in ("train", "val", "test")) == tuple(5 * n for n in images)
+
+
+SIX_CAPTIONS = {2923, 38070, 96493, 163057, 165257, 190841, 215259, 289516, 328030, 434459, 449312, 545958}
+
+
+def test_coco_val2017_counts() -> None:
+    dataset = COCODataModule(needs("coco")).dataset
+    assert isinstance(dataset, Karpathy) and dataset.test_split == "val"
+    assert dataset.counts() == {"val": {"images": 5000, "captions": 25014, "empty_captions": 0}}
+    assert dataset.images_by_captions() == {"val": {5: 4987, 6: 12, 7: 1}}
+    many = {int(image.image_id or 0): len(image.captions) for image in dataset.images if len(image.captions) > 5}
+    assert many == dict.fromkeys(SIX_CAPTIONS, 6) | {431896: 7}
+
+
+@pytest.mark.parametrize(("per_image", "captions"), [(None, 25014), (5, 25000)])
+def test_coco_val2017_is_evaluated_on_the_photographs_that_are_there(per_image: int | None, captions: int) -> None:
+    protocol = {"missing_images": "report", "captions_per_image": per_image}
+    module = COCODataModule(needs("coco"), protocol=protocol)
+    module.dataset.check(module.protocol, [module.dataset.test_split])
+    assert len(module.dataset.missing) == 5000 - 159
+    (benchmark,) = module.benchmarks(module.dataset.test_split)
+    assert (len(benchmark.queries), len(benchmark.gallery)) == (795, 159)
+    assert benchmark.excluded == {"gallery_rows": 4841, "queries": captions - 795}
+    assert benchmark.transpose is not None and {len(rows) for rows in benchmark.transpose.positives} == {5}
+    batches = [batch["target"]["image"] for batch in module.test_dataloader()[1]]  # a greyscale one among them
+    assert sum(map(len, batches)) == 159 and all(batch.shape[1:] == (3, 224, 224) for batch in batches)
+
+
+def test_coco_karpathy_lists_agree_with_the_official_annotations() -> None:
+    """593 test and 608 val ids of Karpathy's are in val2017, 21 and 20 of them with a photograph here."""
+    dataset = COCODataModule(needs("coco")).dataset
+    assert isinstance(dataset, Karpathy)
+    known = {int(image.image_id or 0): image.stem in dataset.folder for image in dataset.images}
+    for split, expected in (("test", (593, 21)), ("val", (608, 20))):
+        lines = (needs("coco") / f"karpathy_{split}_images.txt").read_text().splitlines()
+        found = [known[int(line.split()[1])] for line in lines if int(line.split()[1]) in known]
+        assert (len(found), sum(found)) == expected
 
 
 def test_clothing_counts() -> None:

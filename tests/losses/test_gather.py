@@ -50,6 +50,31 @@ def gradients(towers: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in towers.named_parameters() if parameter.grad is not None}
 
 
+def target_ids(world: int) -> Tensor:
+    """Equal ones within a process and across processes."""
+    return torch.arange(world * B) % 4
+
+
+def shared_mass(scores: Tensor, ids: Tensor) -> Tensor:
+    """One process, the joint batch: the mean of log p over the positives of each row, of rows and columns."""
+    losses = []
+    for log_p in (scores.log_softmax(dim=1), scores.log_softmax(dim=0).T):
+        losses += [-log_p[i][ids == ids[i]].mean() for i in range(len(ids))]
+    return torch.stack(losses).mean()
+
+
+def with_positives(ours: tuple[Tensor, Tensor], ids: Tensor) -> dict[str, Any]:
+    """As `by_hand`, with equal targets as positives."""
+    towers = Towers()
+    loss = info_nce(*towers(*ours), target_id=ids)
+    loss.backward()
+    found = gradients(towers)
+    for gradient in found.values():
+        distributed.all_reduce(gradient)
+        gradient /= distributed.get_world_size()
+    return {"loss": loss.item(), "gradients": found}
+
+
 def by_hand(ours: tuple[Tensor, Tensor], symmetric: bool, joint_score: bool) -> dict[str, Any]:
     """A step without DistributedDataParallel, the gradients reduced to their mean as it does."""
     towers = Towers()
@@ -89,6 +114,7 @@ def step(rank: int, world: int) -> dict[str, Any]:
     queries, targets = joint_batch(world)
     ours = (queries[rank * B : (rank + 1) * B], targets[rank * B : (rank + 1) * B])
     found: dict[str, Any] = {"gathered": gather(ours[0][:, :2].T.contiguous().T), "shared": shared_gradient()}
+    found["positives"] = with_positives(ours, target_ids(world)[rank * B : (rank + 1) * B])
     for form, symmetric in FORMS.items():
         found[f"{form} by hand"] = by_hand(ours, symmetric, joint_score=False)
         found[f"{form} joint score"] = by_hand(ours, symmetric, joint_score=True)
@@ -119,6 +145,20 @@ def test_gradients_are_those_of_one_process(world: int, way: str, form: str) -> 
         for name, gradient in expected.items():
             assert gradient.abs().max() > 1e-3, name
             torch.testing.assert_close(given[name], gradient, rtol=1e-6, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_equal_targets_of_other_processes_are_positives(world: int) -> None:
+    towers = Towers()
+    query, target, scale = towers(*joint_batch(world))
+    loss = shared_mass(scale * query @ target.T, target_ids(world))
+    loss.backward()
+    expected = gradients(towers)
+    for outcome in outcomes(world):
+        assert outcome["positives"]["loss"] == pytest.approx(loss.item(), rel=1e-10)
+        for name, gradient in expected.items():
+            assert gradient.abs().max() > 1e-3, name
+            torch.testing.assert_close(outcome["positives"]["gradients"][name], gradient, rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -125,3 +125,65 @@ def test_cosine_scores() -> None:
     torch.testing.assert_close(
         cosine_scores(query, target[:4]), torch.tensor(dots(query, target[:4]), dtype=torch.float64)
     )
+
+
+# Equal targets as positives
+
+IDS = [4, 1, 4, 4, 9, 1, 0]
+
+
+def shared_mass(scores: list[list[float]], scale: float, symmetric: bool) -> float:
+    """The docstring's formula with Python floats."""
+
+    def row_loss(rows: list[list[float]]) -> float:
+        total = 0.0
+        for i, row in enumerate(rows):
+            log_sum = math.log(sum(math.exp(scale * s) for s in row))
+            same = [j for j in range(len(row)) if IDS[j] == IDS[i]]
+            total -= sum(scale * row[j] - log_sum for j in same) / len(same)
+        return total / len(rows)
+
+    columns = [list(column) for column in zip(*scores, strict=True)]
+    return (row_loss(scores) + row_loss(columns)) / 2 if symmetric else row_loss(scores)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_equal_targets_share_the_mass_as_in_a_loop(symmetric: bool) -> None:
+    query, target, scale = make_features()
+    loss = info_nce(query, target, scale, symmetric=symmetric, target_id=torch.tensor(IDS))
+    assert loss.item() == pytest.approx(shared_mass(dots(query, target), 9.0, symmetric), rel=1e-12)
+    assert abs(loss - info_nce(query, target, scale, symmetric=symmetric)) > 0.1
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_gradients_with_equal_targets_are_a_loops(symmetric: bool) -> None:
+    """Central differences of the loop, entry by entry."""
+    inputs = make_features()
+    found = torch.autograd.grad(info_nce(*inputs, symmetric=symmetric, target_id=torch.tensor(IDS)), inputs)
+    step = 1e-6
+    for tensor, gradient in zip(inputs, found, strict=True):
+        flat, expected = tensor.detach().view(-1), torch.empty(tensor.numel(), dtype=torch.float64)
+        for entry in range(len(flat)):
+            values = []
+            for sign in (1, -1):
+                flat[entry] += sign * step
+                values.append(shared_mass(dots(inputs[0], inputs[1]), inputs[2].item(), symmetric))
+                flat[entry] -= sign * step
+            expected[entry] = (values[0] - values[1]) / (2 * step)
+        torch.testing.assert_close(gradient.view(-1), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_different_targets_are_the_plain_loss() -> None:
+    query, target, scale = make_features()
+    loss = info_nce(query, target, scale, target_id=torch.arange(B).flip(0))
+    torch.testing.assert_close(loss, info_nce(query, target, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_equal_targets_are_computed_in_fp32(dtype: torch.dtype) -> None:
+    query, target, scale = make_features(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = info_nce(query, target, scale, target_id=torch.tensor(IDS))
+    exact = [each.detach().double() for each in (query, target, scale)]
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(shared_mass(dots(exact[0], exact[1]), 9.0, True), rel=1e-5)

@@ -172,6 +172,24 @@ def test_one_training_step_by_hand() -> None:
         assert (step[large] * parameter.grad[large] < 0).all(), name  # Adam's first step goes down every gradient
 
 
+@pytest.mark.parametrize("positives", [True, False])
+def test_the_loss_hears_of_the_targets_only_where_equal_ones_count(positives: bool) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    def loss(query: Tensor, target: Tensor, scale: Tensor, score: Any, **more: Tensor) -> Tensor:
+        seen.append(more)
+        return info_nce(query, target, scale, score, **more)
+
+    data, module = Toy(batches=1), make_module()
+    (batch,) = data.train_dataloader()
+    batch["target_id"] = torch.tensor([3, 3, 1, 0, 2, 1])
+    module = RetrievalModule(module.model, loss, module.optim, positives=positives)
+    trainer = make_trainer(limit_val_batches=0)
+    trainer.fit(module, loader([batch]))
+    assert [set(more) for more in seen] == [{"target_id"} if positives else set()]
+    assert not positives or seen[0]["target_id"].tolist() == [3, 3, 1, 0, 2, 1]
+
+
 @pytest.mark.parametrize(("start", "expected"), [(math.log(99.99), 100.0), (0.001, 1.0)])
 def test_the_scale_stays_between_1_and_100(start: float, expected: float) -> None:
     def pull(query: Tensor, target: Tensor, scale: Tensor, score: Any) -> Tensor:

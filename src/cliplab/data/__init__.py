@@ -5,9 +5,11 @@ from typing import Any
 
 from cliplab.data.circo import CIRCO
 from cliplab.data.cirr import CIRR
+from cliplab.data.coco import COCO
 from cliplab.data.fashioniq import FashionIQ
+from cliplab.data.flickr30k import Flickr8k, Flickr30k
 from cliplab.data.image_folder import ImageFolderDataset
-from cliplab.data.karpathy import Flickr8k, Karpathy
+from cliplab.data.karpathy import Karpathy
 from cliplab.data.wardrobe import Wardrobe, WardrobeCaptions
 
 DATASETS = {
@@ -16,12 +18,20 @@ DATASETS = {
     "circo": CIRCO,
     "wardrobe": Wardrobe,
     "wardrobe_captions": WardrobeCaptions,
-    "karpathy": Karpathy,
+    "coco": COCO,
+    "flickr30k": Flickr30k,
     "flickr8k": Flickr8k,
+    "karpathy": Karpathy,
     "image_folder": ImageFolderDataset,
 }
 
-_MODULES = ("RetrievalDataModule", "FashionIQDataModule", "KarpathyDataModule")
+_MODULES = (
+    "RetrievalDataModule",
+    "FashionIQDataModule",
+    "KarpathyDataModule",
+    "COCODataModule",
+    "Flickr30kDataModule",
+)
 
 
 def __getattr__(name: str) -> Any:

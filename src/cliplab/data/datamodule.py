@@ -6,7 +6,8 @@ query).
 """
 
 import copy
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,19 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
 from cliplab.benchmark import Benchmark, Protocol, make_protocol
+from cliplab.data.coco import COCO
 from cliplab.data.dataset import RetrievalDataset
 from cliplab.data.fashioniq import FashionIQ
+from cliplab.data.flickr30k import Flickr8k, Flickr30k
 from cliplab.data.images import ImageTransform, Preprocess, read_image
 from cliplab.data.karpathy import Karpathy
+from cliplab.data.samplers import EpochSampler, SeparateSampler
 from cliplab.errors import UserError
 from cliplab.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
+
 Tokenize = Callable[[str], Tensor]
-
-
-class EpochSampler(DistributedSampler):
-    """Yields (row, epoch): what is drawn at random for a row depends on seed, epoch and row alone.
-
-    A resumed run so draws the captions and crops that the uninterrupted one would have drawn.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        return ((row, self.epoch) for row in super().__iter__())
 
 
 class TrainRows(data.Dataset):
@@ -102,8 +98,11 @@ class RetrievalDataModule(L.LightningDataModule):
         pad: str = "none",
         crop_scale: float = 1.0,
         flip: bool = False,
+        separate: bool | None = None,
     ) -> None:
         super().__init__()
+        # Whether the targets of a global training batch all differ; None = as the data set has it.
+        self.separate = dataset.same_image == "separate" if separate is None else separate
         self.dataset = dataset
         self.protocol = protocol or make_protocol({"name": dataset.default_protocol}, dataset.protocol_table)
         self.tokenize = tokenize or Tokenizer()
@@ -127,7 +126,10 @@ class RetrievalDataModule(L.LightningDataModule):
         return self._benchmarks[split]
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled by (seed, epoch); an incomplete last batch is dropped, as every process needs equal batches."""
+        """Shuffled by (seed, epoch); an incomplete last batch is dropped, as every process needs equal batches.
+
+        With `separate` no target is twice in a global batch; what finds no place is left out of the epoch and logged.
+        """
         rows = TrainRows(self.dataset.train_table(self.protocol), self.transform, self.tokenize, self.seed)
         replicas, rank = self._processes()
         if len(rows) < self.batch_size * replicas:
@@ -136,6 +138,10 @@ class RetrievalDataModule(L.LightningDataModule):
                 "lower data.batch_size"
             )
         sampler = EpochSampler(rows, replicas, rank, shuffle=True, seed=self.seed, drop_last=True)
+        target_ids = rows.table["target_id"][:] if self.separate else []
+        if len(set(target_ids)) < len(target_ids):
+            sampler = SeparateSampler(target_ids, self.batch_size, replicas, rank, self.seed)
+            log.info("%s", sampler.notice())
         return self._loader(rows, self.batch_size, sampler, drop_last=True)
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -197,7 +203,42 @@ class FashionIQDataModule(RetrievalDataModule):
 
 
 class KarpathyDataModule(RetrievalDataModule):
-    """Karpathy's JSON behind the shared loaders; base of COCO, Flickr30k and Flickr8k."""
+    """Captions in any of the released forms behind the shared loaders; base of COCO, Flickr30k and Flickr8k.
 
-    def __init__(self, root: str | Path, images: str | Path | None = None, **loaders: Any) -> None:
-        super().__init__(Karpathy(root, images), **loaders)
+    `annotations` names their file, a pattern of files below root, or hub:ORG/NAME; None = the one set that is there.
+    """
+
+    dataset_class: type[Karpathy] = Karpathy
+
+    def __init__(
+        self,
+        root: str | Path,
+        images: str | Path | None = None,
+        annotations: str | None = None,
+        protocol: str | dict[str, Any] | Protocol = "clip_benchmark",
+        **loaders: Any,
+    ) -> None:
+        if not isinstance(protocol, Protocol):
+            part = {"name": protocol} if isinstance(protocol, str) else {"name": "clip_benchmark", **protocol}
+            protocol = make_protocol(part)
+        super().__init__(self.dataset_class(root, images, annotations=annotations), protocol, **loaders)
+
+
+class COCODataModule(KarpathyDataModule):
+    """COCO: Karpathy's splits or the official ones; all captions of an image, or exactly five.
+
+    The latter: `protocol={"captions_per_image": 5}`. A prompt: `protocol={"prompt": "a photo of {}"}`.
+    """
+
+    dataset_class = COCO
+
+
+class Flickr30kDataModule(KarpathyDataModule):
+    """Flickr30k, or Flickr8k where its file dataset_flickr8k.json is the only one that root holds."""
+
+    dataset_class = Flickr30k
+
+    def __init__(self, root: str | Path, *arguments: Any, **options: Any) -> None:
+        if Flickr8k(root).annotation_files() and not Flickr30k(root).annotation_files():
+            self.dataset_class = Flickr8k
+        super().__init__(root, *arguments, **options)

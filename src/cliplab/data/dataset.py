@@ -45,6 +45,7 @@ class RetrievalDataset(ABC):
     default_protocol: ClassVar[str]
     protocols: ClassVar[tuple[str, ...]]  # those of its table that it can be asked under
     protocol_table: ClassVar[Mapping[str, Protocol]] = PROTOCOLS
+    same_image: ClassVar[str] = "ignore"  # what data.same_image=null means: separate, positives, ignore
     test_split: str = "val"  # the split that `test/...` metrics are measured on
 
     def __init__(

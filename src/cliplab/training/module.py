@@ -17,7 +17,7 @@ from cliplab.evaluation.ranking import CosineScorer, JointScorer, Scorer
 from cliplab.models.composed import ComposedRetriever
 from cliplab.training.optim import ParameterGroup, adamw, not_finite, parameter_groups, warmup_then
 
-Loss = Callable[[Tensor, Tensor, Tensor, Callable[[Tensor, Tensor], Tensor]], Tensor]  # query, target, scale, score
+Loss = Callable[..., Tensor]  # of query, target, scale, score, and target_id where equal targets are positives
 Outcome = dict[str, dict[str, RankedBenchmark]]  # way of composing ("" = the model's own) -> benchmark -> outcome
 
 
@@ -27,9 +27,12 @@ class RetrievalModule(L.LightningModule):
     What a lone checkpoint file is rebuilt from is put in with `save_hyperparameters` by build.py.
     """
 
-    def __init__(self, model: ComposedRetriever, loss: Loss, optim: OptimConfig, seed: int = 0) -> None:
+    def __init__(
+        self, model: ComposedRetriever, loss: Loss, optim: OptimConfig, seed: int = 0, positives: bool = False
+    ) -> None:
         super().__init__()
         self.model, self.loss, self.optim, self.seed = model, loss, optim, seed
+        self.positives = positives  # the loss counts equal targets of a batch as positives
         self.evaluators: list[Evaluator] = []
         self.outcome: Outcome = {}
         self.probe: LinearProbe | None = None  # fitted beside the test by training/classification.py
@@ -37,7 +40,8 @@ class RetrievalModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch in the vocabulary of data/datamodule.py -> scalar loss."""
         query, target = self.model.encode_query(batch["query"]), self.model.encode_target(batch["target"])
-        loss = self.loss(query, target, self.model.scale, self.model.score)
+        same = {"target_id": batch["target_id"]} if self.positives else {}
+        loss = self.loss(query, target, self.model.scale, self.model.score, **same)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()} at step {self.global_step}; {not_finite(self)}")
         size = len(target)
