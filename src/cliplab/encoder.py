@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from cliplab.data.images import EXTENSIONS, ImagePreprocess
 from cliplab.errors import UserError
-from cliplab.evaluation.ranking import CosineScorer, top_k
+from cliplab.evaluation.ranking import top_k
+from cliplab.evaluation.scoring import CosineScorer
 from cliplab.models.clip import CLIP, CustomTextCLIP
 from cliplab.pretrained import load
 from cliplab.sources import HUB, architecture_name
