@@ -48,11 +48,13 @@ class Protocol:
     ties: Literal["pessimistic", "optimistic", "mean"] = "pessimistic"  # rank of a target among equal scores
     missing_images: Literal["error", "report"] = "error"  # stop | leave out, count and write down
     recall_at: tuple[int, ...] = (10, 50)
+    map_at: tuple[int, ...] = ()  # mean average precision of all relevant rows among the first K
+    subset_at: tuple[int, ...] = ()  # recall within the query's subset of the gallery
     hit: Literal["single_target", "any_positive", "class"] = "single_target"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain builtins, for results.json."""
-        return {**asdict(self), "recall_at": list(self.recall_at)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
 _AND_CAP = Protocol()
@@ -112,8 +114,10 @@ def make_protocol(part: Mapping[str, Any]) -> Protocol:
     differing = {key: value for key, value in changes.items() if getattr(base, key) != value}
     if not differing:
         return base
-    if any(k < 1 for k in differing.get("recall_at", (1,))) or not differing.get("recall_at", (1,)):
-        raise UserError(f"protocol '{name}': recall_at must name ranks of 1 or more, got {part['recall_at']}")
+    for key in ("recall_at", "map_at", "subset_at"):
+        ranks = differing.get(key, (1,))
+        if any(k < 1 for k in ranks) or (not ranks and key == "recall_at"):
+            raise UserError(f"protocol '{name}': {key} must name ranks of 1 or more, got {part[key]}")
     if re.findall(r"\{.*?\}|[{}]", str(differing.get("prompt", "{}"))) != ["{}"]:
         raise UserError(f"protocol '{name}': prompt must hold {{}} once, where the text goes, got '{part['prompt']}'")
     join = differing.get("caption_join", base.caption_join)
@@ -144,6 +148,10 @@ class Benchmark:
     transpose: Benchmark | None = None  # the same embeddings asked the other way round (t2i -> i2t)
     excluded: Mapping[str, int] = field(default_factory=dict)  # what a `report` policy left out, counted
     wording_of: list[int] | None = None  # by gallery row: the target it words; null = each row is a target
+    relevant: list[list[int]] | None = None  # by query_id: rows that count for mAP; null = the positives
+    subsets: list[list[int]] | None = None  # by query_id: rows that a subset recall is restricted to
+    gains: list[dict[int, float]] | None = None  # by query_id: soft targets; R@K then is the best gain within the top K
+    groups: dict[str, list[int]] | None = None  # aspect -> query_ids, for mAP@10/ASPECT
 
     @property
     def directions(self) -> tuple[Benchmark, ...]:

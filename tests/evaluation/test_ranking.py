@@ -62,9 +62,7 @@ def test_ranks_and_ties_are_a_loops_at_every_block_size(seed: int) -> None:
     assert max(ties) >= 1 and len(set(ranks)) > 5, "the case must be worth it"
     assert loop(queries, gallery, positives, [[]] * len(queries))[0] != ranks
     for query_block, gallery_block in BLOCKS:
-        found = rank_positives(
-            queries, gallery, positives, excluded, blocks=(query_block, gallery_block)
-        )
+        found = rank_positives(queries, gallery, positives, excluded, blocks=(query_block, gallery_block))
         assert found.pessimistic.tolist() == ranks, (query_block, gallery_block)
         assert found.ties.tolist() == ties, (query_block, gallery_block)
     assert found.pessimistic.dtype == found.ties.dtype == torch.int64
@@ -104,9 +102,7 @@ def test_what_is_not_a_number_counts_against_the_target(nan_rows: list[int]) -> 
     for row in (2, 3, 5):  # a positive that is none, another one, a query that is none
         assert ranks[row] == 1 + candidates[row]
     for query_block, gallery_block in BLOCKS:
-        found = rank_positives(
-            queries, gallery, positives, excluded, blocks=(query_block, gallery_block)
-        )
+        found = rank_positives(queries, gallery, positives, excluded, blocks=(query_block, gallery_block))
         assert found.pessimistic.tolist() == ranks and found.ties.tolist() == ties
 
 

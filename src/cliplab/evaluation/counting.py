@@ -1,4 +1,4 @@
-"""Counts what is ahead of targets, block by block; no Q x G matrix is kept and a block is computed once for all targets.
+"""Counts what is ahead of targets, block by block: each block serves all targets, no Q x G matrix is kept.
 
 A score in fp32 depends on the shape of the matrix product that made it. Candidates whose fp32 score lies within a band
 around the target's are therefore scored again as float64 rows, in an order of additions that is the same for every
@@ -72,9 +72,8 @@ class ScoreTable:
         parts = [self.scorer.pairs(self.queries[rows[p]], self.gallery[columns[p]]) for p in blocks_of(len(rows), size)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=self.queries.device)
 
-
     def positives(self, pairs: Pairs, backward: bool) -> Tensor:
-        """float64 scores [P] of pairs; those of a transpose, the same pairs in another order, are not computed again."""
+        """float64 scores [P] of pairs; a transpose, the same pairs in another order, costs nothing."""
         row, column = (pairs.candidate, pairs.line) if backward else (pairs.line, pairs.candidate)
         key, order = (row * len(self.gallery) + column).sort()
         found = next((scores for known, scores in self.known if torch.equal(known, key)), None)
