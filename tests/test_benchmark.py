@@ -121,6 +121,14 @@ def test_recalls_are_at_one_or_more(recall_at: list[int]) -> None:
         make_protocol({"name": "val", "recall_at": recall_at})
 
 
+@pytest.mark.parametrize("option", ["map_at", "subset_at"])
+def test_map_and_subset_recall_are_at_one_or_more_or_not_at_all(option: str) -> None:
+    assert getattr(make_protocol({"name": "val", option: [5, 10]}), option) == (5, 10)
+    assert make_protocol({"name": "val", option: []}) == make_protocol({"name": "val"})
+    with pytest.raises(UserError, match=f"{option} must name ranks of 1 or more, got \\[0\\]"):
+        make_protocol({"name": "val", option: [0]})
+
+
 @pytest.mark.parametrize("prompt", ["a photo of", "a photo of {thing}", "a {} and {}", "{"])
 def test_a_prompt_has_one_place_for_the_text(prompt: str) -> None:
     with pytest.raises(UserError, match="prompt"):
@@ -132,7 +140,7 @@ def test_as_dict_is_plain_builtins() -> None:
     plain = protocol.as_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert set(plain) == {item.name for item in fields(Protocol)}
-    assert Protocol(**{**plain, "recall_at": tuple(plain["recall_at"])}) == protocol
+    assert Protocol(**{key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}) == protocol
     assert asdict(protocol)["recall_at"] == (1, 10, 50)
 
 

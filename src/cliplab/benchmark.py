@@ -157,8 +157,10 @@ def make_protocol(part: Mapping[str, Any], table: Mapping[str, Protocol] = PROTO
     differing = {key: value for key, value in changes.items() if getattr(base, key) != value}
     if not differing:
         return base
-    if any(k < 1 for k in differing.get("recall_at", (1,))) or not differing.get("recall_at", (1,)):
-        raise UserError(f"protocol '{name}': recall_at must name ranks of 1 or more, got {part['recall_at']}")
+    for key in ("recall_at", "map_at", "subset_at"):
+        ranks = differing.get(key, (1,))
+        if any(k < 1 for k in ranks) or (not ranks and key == "recall_at"):
+            raise UserError(f"protocol '{name}': {key} must name ranks of 1 or more, got {part[key]}")
     per_image = part.get("captions_per_image")
     if per_image is not None and (base.hit != "any_positive" or per_image < 1):
         raise UserError(
@@ -194,6 +196,10 @@ class Benchmark:
     transpose: Benchmark | None = None  # the same embeddings asked the other way round (t2i -> i2t)
     excluded: Mapping[str, int] = field(default_factory=dict)  # what a `report` policy left out, counted
     wording_of: list[int] | None = None  # by gallery row: the target it words; null = each row is a target
+    relevant: list[list[int]] | None = None  # by query_id: rows that count for mAP; null = the positives
+    subsets: list[list[int]] | None = None  # by query_id: rows that a subset recall is restricted to
+    gains: list[dict[int, float]] | None = None  # by query_id: soft targets; R@K then is the best gain within the top K
+    groups: dict[str, list[int]] | None = None  # aspect -> query_ids, for mAP@10/ASPECT
 
     @property
     def directions(self) -> tuple[Benchmark, ...]:

@@ -20,6 +20,7 @@ from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.data.karpathy import Karpathy
 from cliplab.errors import UserError
+from cliplab.evaluation.metrics import metric_names
 from cliplab.losses import LOSS_INPUTS, LOSSES
 from cliplab.models.attention import set_attention
 from cliplab.models.composed import PARTS, ComposedRetriever
@@ -288,10 +289,11 @@ def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
 
 
 def _check_monitor(config: Config, benchmarks: list[Benchmark], protocol: Protocol) -> None:
-    kinds = [f"R@{k}" for k in protocol.recall_at]
+    kinds = metric_names(protocol.recall_at, protocol.subset_at, protocol.map_at)
+    kinds += ["Avg"] if {"R@5", "Rsubset@1"} <= set(kinds) else []
     names = [f"val/{d.name}/{kind}" for benchmark in benchmarks for d in benchmark.directions for kind in kinds]
     names += [f"val/mean/{kind}" for kind in kinds]
-    names += ["val/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) else []
+    names += ["val/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) and not protocol.map_at else []
     if config.trainer.monitor not in names:
         raise UserError(
             f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}"

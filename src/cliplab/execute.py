@@ -139,9 +139,8 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
         probed = {"linear_probe": chosen}
     own = module.outcome[""]
     protocol = next(iter(own.values())).benchmark.protocol
-    intervals = bootstrap_intervals(
-        {n: r.ranks_under_protocol() for n, r in own.items()}, protocol.recall_at, config.seed
-    )
+    hard = {n: r.ranks_under_protocol() for n, r in own.items() if r.benchmark.gains is None}  # hits are 0 or 1
+    intervals = bootstrap_intervals(hard, protocol.recall_at, config.seed)
     benchmarks = {
         name: {
             "queries": len(ranked.benchmark.positives),

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cliplab.evaluation.metrics import metric_names
 from cliplab.published import matching_rows
 from cliplab.training.optim import ParameterGroup
 
@@ -61,7 +62,7 @@ def results_table(results: Mapping[str, Any], name: str) -> Table:
 
 def _columns(metrics: Mapping[str, float], protocol: Mapping[str, Any]) -> list[str]:
     """R@k per benchmark, the mean and accuracies; without the columns of a mean over a single benchmark."""
-    kinds = [f"R@{k}" for k in protocol["recall_at"]]
+    kinds = metric_names(protocol["recall_at"], protocol.get("subset_at", ()), protocol.get("map_at", ()))
     keys = [key for key in metrics if key.split("/")[-1] in (*kinds, "Avg", "mean_per_class", "top1")]
     names = {key.split("/")[1] for key in keys if key.split("/")[-1] in kinds} - {"mean"}
     return keys if len(names) > 1 else [key for key in keys if "/mean/" not in key]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
 from cliplab.data.dataset import GALLERY_FEATURES, QUERY_FEATURES
 from cliplab.evaluation.evaluator import Evaluator, RankedBenchmark, average_wordings, excluded_rows
-from cliplab.evaluation.ranking import CosineScorer, JointScorer
+from cliplab.evaluation.scoring import CosineScorer, JointScorer
 from tests.processes import in_processes
 
 G, D = 9, 6

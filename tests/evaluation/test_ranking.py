@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliplab.evaluation.ranking import CosineScorer, JointScorer, Ranks, rank_positives, top_k
+from cliplab.errors import UserError
+from cliplab.evaluation.ranking import Ranks, rank_positives, top_k
+from cliplab.evaluation.scoring import CosineScorer, JointScorer
 from cliplab.models.composers import Artemis
 
 BLOCKS = [(1, 1), (3, 5), (7, 100), (100, 7), (1024, 8192)]
@@ -60,9 +62,7 @@ def test_ranks_and_ties_are_a_loops_at_every_block_size(seed: int) -> None:
     assert max(ties) >= 1 and len(set(ranks)) > 5, "the case must be worth it"
     assert loop(queries, gallery, positives, [[]] * len(queries))[0] != ranks
     for query_block, gallery_block in BLOCKS:
-        found = rank_positives(
-            queries, gallery, positives, excluded, query_block=query_block, gallery_block=gallery_block
-        )
+        found = rank_positives(queries, gallery, positives, excluded, blocks=(query_block, gallery_block))
         assert found.pessimistic.tolist() == ranks, (query_block, gallery_block)
         assert found.ties.tolist() == ties, (query_block, gallery_block)
     assert found.pessimistic.dtype == found.ties.dtype == torch.int64
@@ -75,7 +75,7 @@ def test_copies_tie_at_every_block_size_among_many() -> None:
     queries = F.normalize(gallery[:copies] + 0.05 * torch.randn(copies, 64), dim=-1)
     positives = [[q] for q in range(copies)]
     for query_block, gallery_block in ((40, 1), (1, 977), (3, 77), (1024, 8192)):
-        found = rank_positives(queries, gallery, positives, query_block=query_block, gallery_block=gallery_block)
+        found = rank_positives(queries, gallery, positives, blocks=(query_block, gallery_block))
         assert found.ties.tolist() == [1] * copies
         assert found.pessimistic.tolist() == [2] * copies
 
@@ -102,9 +102,7 @@ def test_what_is_not_a_number_counts_against_the_target(nan_rows: list[int]) -> 
     for row in (2, 3, 5):  # a positive that is none, another one, a query that is none
         assert ranks[row] == 1 + candidates[row]
     for query_block, gallery_block in BLOCKS:
-        found = rank_positives(
-            queries, gallery, positives, excluded, query_block=query_block, gallery_block=gallery_block
-        )
+        found = rank_positives(queries, gallery, positives, excluded, blocks=(query_block, gallery_block))
         assert found.pessimistic.tolist() == ranks and found.ties.tolist() == ties
 
 
@@ -130,7 +128,7 @@ def test_near_ties_that_fp32_can_not_see() -> None:
     gallery = torch.stack([behind, target, ahead, target])
     assert len(set((query @ gallery.T).tolist())) == 1, "the case must be worth it"
     for block in (1, 2, 4):
-        found = rank_positives(query.expand(3, 64), gallery, [[0], [1], [2]], gallery_block=block)
+        found = rank_positives(query.expand(3, 64), gallery, [[0], [1], [2]], blocks=(1024, block))
         assert found.pessimistic.tolist() == [4, 3, 1]
         assert found.ties.tolist() == [0, 1, 0]
 
@@ -143,7 +141,7 @@ def test_nothing_but_positives_is_rank_one() -> None:
 def test_no_queries_and_no_positives() -> None:
     empty = rank_positives(torch.empty(0, 4), unit(3, 4), [])
     assert len(empty.pessimistic) == len(empty.ties) == 0
-    with pytest.raises(AssertionError, match="a query has no positive"):
+    with pytest.raises(UserError, match="query 1 has no positive"):
         rank_positives(unit(2, 4), unit(3, 4), [[0], []])
     with pytest.raises(AssertionError, match="one list of positives per query"):
         rank_positives(unit(2, 4), unit(3, 4), [[0]])
@@ -198,7 +196,7 @@ class TestJointScorer:
         assert max(ties) == 1 and len(set(ranks)) > 3, "the case must be worth it"
         for query_block, gallery_block in BLOCKS:
             found = rank_positives(
-                queries, gallery, positives, excluded, JointScorer(artemis), query_block, gallery_block
+                queries, gallery, positives, excluded, JointScorer(artemis), (query_block, gallery_block)
             )
             assert found.pessimistic.tolist() == ranks and found.ties.tolist() == ties
 

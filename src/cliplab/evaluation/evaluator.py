@@ -9,8 +9,10 @@ from torch import Tensor, distributed
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cliplab.benchmark import Benchmark
-from cliplab.evaluation.metrics import RetrievalMetric, mean_per_class
-from cliplab.evaluation.ranking import CosineScorer, Ranks, Scorer, rank_positives, top_k
+from cliplab.errors import UserError
+from cliplab.evaluation.metrics import mean_average_precision, mean_per_class, rank_metrics, soft_recall
+from cliplab.evaluation.ranking import Ranks, Truth, by_query, rank_truths, subset_ranks, top_k
+from cliplab.evaluation.scoring import CosineScorer, Scorer
 
 
 @dataclass
@@ -52,9 +54,12 @@ class Evaluator:
     """
 
     def __init__(self, benchmark: Benchmark, scorers: Mapping[str, Scorer] | None = None) -> None:
+        for direction in benchmark.directions:
+            check_truth(direction)
         self.benchmark = benchmark
         self.scorers = dict(scorers or {"": CosineScorer()})
         self._queries: dict[str, list[Tensor]] = {label: [] for label in self.scorers}
+        self._by_id: dict[str, Tensor] = {}
         self._query_rows: list[Tensor] = []
         self._gallery: list[Tensor] = []
         self._gallery_rows: list[Tensor] = []
@@ -71,9 +76,11 @@ class Evaluator:
         self._gallery.append(embedding.detach().float())
 
     def queries(self, label: str = "") -> Tensor:
-        """Unit queries by query_id [Q, ...], from all processes."""
-        rows = _assemble(self._query_rows, self._queries[label], len(self.benchmark.queries))
-        return average_wordings(rows, torch.tensor(self.benchmark.queries["query_id"]))
+        """Unit queries by query_id [Q, ...], from all processes, once all are added."""
+        if label not in self._by_id:
+            rows = _assemble(self._query_rows, self._queries[label], len(self.benchmark.queries))
+            self._by_id[label] = average_wordings(rows, torch.tensor(self.benchmark.queries["query_id"]))
+        return self._by_id[label]
 
     def finish(self) -> dict[str, dict[str, RankedBenchmark]]:
         """label -> benchmark name -> outcome; the transpose of a benchmark is ranked from the same embeddings."""
@@ -85,36 +92,104 @@ class Evaluator:
             queries = self.queries(label)
             if queries.dim() == 2:  # a query of one modality is a vector, whatever composes the others
                 scorer = CosineScorer()
-            sides = ((queries, gallery), (gallery, queries))
-            outcome[label] = {
-                direction.name: rank_benchmark(direction, *side, scorer)
-                for direction, side in zip(self.benchmark.directions, sides, strict=False)
-            }
+            outcome[label] = rank_benchmark(self.benchmark, queries, gallery, scorer)
         return outcome
 
 
-def rank_benchmark(benchmark: Benchmark, queries: Tensor, gallery: Tensor, scorer: Scorer) -> RankedBenchmark:
-    """Rank unit queries by query_id [Q, ...] in a unit gallery [G, D]; each process ranks its share of the queries."""
-    world, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
-    share = torch.arange(rank, len(queries), world)
+def rank_benchmark(
+    benchmark: Benchmark, queries: Tensor, gallery: Tensor, scorer: Scorer
+) -> dict[str, RankedBenchmark]:
+    """Rank unit queries by query_id [Q, ...] in a unit gallery [G, D], and the transpose from the same scores.
+
+    By name of the direction. All processes share the work.
+    """
+    truths = [_truths(each, bool(number)) for number, each in enumerate(benchmark.directions)]
+    flat = [truth for of_direction in truths for truth in of_direction.values()]
+    found = iter(rank_truths(queries, gallery, flat, scorer, spread=True))
+    outcome: dict[str, RankedBenchmark] = {}
+    for number, (direction, asked) in enumerate(zip(benchmark.directions, truths, strict=True)):
+        ranks = {key: next(found) for key in asked}
+        sides = (gallery, queries) if number else (queries, gallery)
+        if direction.protocol.subset_at and direction.subsets is not None:
+            where = (direction.positives, direction.subsets, excluded_rows(direction))
+            ranks["subset"] = subset_ranks(*sides, *where, scorer)
+        metrics = _metrics(direction, ranks, asked)
+        outcome[direction.name] = RankedBenchmark(direction, metrics, ranks["best"], *sides, scorer)
+    return outcome
+
+
+def check_truth(benchmark: Benchmark) -> None:
+    """Raises UserError for what a protocol asks and the benchmark lacks; it names the query that has no truth."""
+    empty = [query_id for query_id, rows in enumerate(benchmark.positives) if not rows]
+    tables = {"positives": benchmark.positives}
+    if not empty:  # excluded rows are known from the positives
+        tables |= {"relevant": _relevant(benchmark), "gains": benchmark.gains, "subsets": benchmark.subsets}
+    for name, found in tables.items():
+        empty = [query_id for query_id, rows in enumerate(found or []) if not rows]
+        if empty:
+            query = benchmark.query_names[empty[0]]
+            also = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            raise UserError(
+                f"benchmark '{benchmark.name}': no {name} for query '{query}'{also}; leave such queries out"
+            )
+    if benchmark.protocol.subset_at and benchmark.subsets is None:
+        raise UserError(f"benchmark '{benchmark.name}' has no subsets, but its protocol has subset_at")
+    for aspect, query_ids in (benchmark.groups or {}).items():
+        if not query_ids:
+            raise UserError(f"benchmark '{benchmark.name}': no query carries the aspect '{aspect}'")
+
+
+def _relevant(benchmark: Benchmark) -> list[list[int]]:
+    """By query_id: what counts for mAP and is not kept out of the ranking, each row once."""
+    rows = benchmark.relevant if benchmark.relevant is not None else benchmark.positives
+    return [sorted({*own} - {*out}) for own, out in zip(rows, excluded_rows(benchmark), strict=True)]
+
+
+def _truths(benchmark: Benchmark, backward: bool) -> dict[str, Truth]:
+    """What has to be ranked for a protocol's metrics."""
     excluded = excluded_rows(benchmark)
-    ours = rank_positives(
-        queries[share],
-        gallery,
-        [benchmark.positives[query_id] for query_id in share.tolist()],
-        [excluded[query_id] for query_id in share.tolist()],
-        scorer,
-    )
-    metric = RetrievalMetric(benchmark.protocol.recall_at, benchmark.protocol.ties).to(gallery.device)
-    metric.update(share.to(gallery.device), ours.pessimistic.to(gallery.device), ours.ties.to(gallery.device))
-    metrics = {key: float(value) for key, value in metric.compute().items()}
-    with metric.sync_context():
-        _, pessimistic, ties = metric.table()
-    ranks = Ranks(pessimistic.cpu(), ties.cpu())
-    if benchmark.protocol.hit == "class":
+    truths = {"best": Truth(benchmark.positives, excluded, backward=backward)}
+    depth = max([*benchmark.protocol.map_at, 10 if benchmark.groups else 0])
+    if depth:
+        truths["each"] = Truth(_relevant(benchmark), excluded, "each", backward, depth)
+    if benchmark.gains is not None:
+        truths["graded"] = Truth([[*rows] for rows in benchmark.gains], excluded, "graded", backward)
+    return truths
+
+
+def _metrics(benchmark: Benchmark, ranks: dict[str, Ranks], asked: dict[str, Truth]) -> dict[str, float]:
+    """R@K and the like in percent, under the protocol's tie rule."""
+    protocol, best = benchmark.protocol, ranks["best"]
+    found = rank_metrics(best.pessimistic, best.ties, protocol.recall_at, protocol.ties)
+    metrics = {key: float(value) for key, value in found.items()}
+    if protocol.hit == "class":
         classes = torch.tensor([label for (label,) in benchmark.positives])
-        metrics["mean_per_class"] = mean_per_class(ranks.under(benchmark.protocol.ties), classes)
-    return RankedBenchmark(benchmark, metrics, ranks, queries, gallery, scorer)
+        metrics["mean_per_class"] = mean_per_class(best.under(protocol.ties), classes)
+    if "graded" in asked and benchmark.gains is not None:
+        metrics = {key: value for key, value in metrics.items() if not key.startswith("R@")}
+        places = by_query(ranks["graded"].under(protocol.ties), [len(rows) for rows in benchmark.gains])
+        gains = [  # a row that the protocol keeps out is never found
+            [0.0 if row in excluded else gain for row, gain in rows.items()]
+            for rows, excluded in zip(benchmark.gains, excluded_rows(benchmark), strict=True)
+        ]
+        metrics |= {f"R@{k}": soft_recall(places, gains, k) for k in protocol.recall_at}
+    if "subset" in ranks:
+        within = ranks["subset"].under(protocol.ties)
+        metrics |= {f"Rsubset@{k}": 100 * float((within <= k).double().mean()) for k in protocol.subset_at}
+        if {"R@5", "Rsubset@1"} <= metrics.keys():
+            metrics["Avg"] = (metrics["R@5"] + metrics["Rsubset@1"]) / 2
+    return metrics | (_map_metrics(benchmark, ranks["each"], asked["each"]) if "each" in asked else {})
+
+
+def _map_metrics(benchmark: Benchmark, ranks: Ranks, truth: Truth) -> dict[str, float]:
+    """mAP@K, and mAP@10 of each group of queries."""
+    counts = [len(rows) for rows in truth.positives]
+    places = by_query(ranks.under(benchmark.protocol.ties), [min(count, truth.depth or count) for count in counts])
+    found = {f"mAP@{k}": mean_average_precision(places, k, counts) for k in benchmark.protocol.map_at}
+    for aspect, query_ids in (benchmark.groups or {}).items():
+        chosen = [places[query_id] for query_id in query_ids], 10, [counts[query_id] for query_id in query_ids]
+        found[f"mAP@10/{aspect}"] = mean_average_precision(*chosen)
+    return found
 
 
 def average_wordings(rows: Tensor, ids: Tensor) -> Tensor:
@@ -125,19 +200,24 @@ def average_wordings(rows: Tensor, ids: Tensor) -> Tensor:
     ids = ids.to(rows.device)
     counts = torch.bincount(ids)
     if int(counts.max()) == 1:
-        return rows[ids.argsort()]
+        order = ids.argsort()
+        return rows if torch.equal(order, torch.arange(len(order), device=order.device)) else rows[order]
     total = torch.zeros(len(counts), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
     return F.normalize(total.index_add_(0, ids, rows), dim=-1)
 
 
 def _assemble(row_ids: list[Tensor], embeddings: list[Tensor], count: int) -> Tensor:
-    """What all processes embedded, in the order of the table [count, ...]; repeated rows are dropped."""
+    """What all processes embedded, in the order of the table [count, ...]; repeated rows are dropped.
+
+    Empties the list of embeddings as it goes.
+    """
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         row_ids, embeddings = _gather_rows(row_ids, embeddings)
-    rows, vectors = torch.cat(row_ids), torch.cat(embeddings)
-    assert len(rows.unique()) == count, f"{count} rows expected, {len(rows.unique())} embedded"
-    table = torch.empty(count, *vectors.shape[1:], dtype=vectors.dtype, device=vectors.device)
-    table[rows] = vectors
+    found = len(torch.cat(row_ids).unique())
+    assert found == count, f"{count} rows expected, {found} embedded"
+    table = embeddings[0].new_empty(count, *embeddings[0].shape[1:])
+    for rows in row_ids:
+        table[rows] = embeddings.pop(0)  # a large gallery must not be held twice
     return table
 
 

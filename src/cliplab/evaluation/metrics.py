@@ -1,4 +1,4 @@
-"""Ranks -> recall, median rank, intervals. One torchmetrics metric; its state is 1-D ids and ranks."""
+"""Ranks -> recall, mAP, soft recall, intervals. One torchmetrics metric; its state is 1-D ids and ranks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,20 +52,62 @@ class RetrievalMetric(Metric):
         return unique, rank[first], ties[first]
 
     def compute(self) -> dict[str, Tensor]:
-        """R@k in percent, median and mean rank, and R@k under the optimistic tie rule where it differs."""
+        """What rank_metrics makes of the table."""
         _, pessimistic, ties = self.table()
-        share = {"pessimistic": 0.0, "mean": 0.5, "optimistic": 1.0}[self.tie_rule]
-        rank = pessimistic.double() - share * ties
-        found = recalls(rank, self.recall_at) | {"median_rank": rank.quantile(0.5), "mean_rank": rank.mean()}
-        if self.tie_rule == "pessimistic" and bool((ties > 0).any()):
-            optimistic = recalls((pessimistic - ties).double(), self.recall_at)
-            found |= {f"{key}_optimistic": value for key, value in optimistic.items() if value != found[key]}
-        return found
+        return rank_metrics(pessimistic, ties, self.recall_at, self.tie_rule)
+
+
+def rank_metrics(pessimistic: Tensor, ties: Tensor, recall_at: Sequence[int], tie_rule: str) -> dict[str, Tensor]:
+    """Pessimistic ranks [Q] and ties [Q], int64 -> R@k in percent, median and mean rank under a tie rule.
+
+    Where pessimistic and optimistic recall differ, both are given.
+    """
+    share = {"pessimistic": 0.0, "mean": 0.5, "optimistic": 1.0}[tie_rule]
+    rank = pessimistic.double() - share * ties
+    found = recalls(rank, recall_at) | {"median_rank": rank.quantile(0.5), "mean_rank": rank.mean()}
+    if tie_rule == "pessimistic" and bool((ties > 0).any()):
+        optimistic = recalls((pessimistic - ties).double(), recall_at)
+        found |= {f"{key}_optimistic": value for key, value in optimistic.items() if value != found[key]}
+    return found
+
+
+def metric_names(recall_at: Sequence[int], subset_at: Sequence[int] = (), map_at: Sequence[int] = ()) -> list[str]:
+    """What a protocol reports per benchmark, besides averages, and with_mean averages over benchmarks."""
+    return [f"{name}@{k}" for name, at in (("R", recall_at), ("Rsubset", subset_at), ("mAP", map_at)) for k in at]
 
 
 def recalls(rank: Tensor, recall_at: Sequence[int]) -> dict[str, Tensor]:
     """Ranks [Q] -> `{"R@k": percent of queries with rank <= k}`."""
     return {f"R@{k}": 100 * (rank <= k).sum().double() / len(rank) for k in recall_at}
+
+
+def average_precision(ranks: Sequence[Tensor], k: int, counts: Sequence[int] | None = None) -> Tensor:
+    """By query the rising ranks of its relevant rows -> AP@k, float64 [Q] (Baldrati et al., 2023, CIRCO).
+
+    AP@k = 1 / min(|P|, k) * sum_i [rank_i <= k] i / rank_i. `counts` |P|, where ranks beyond some depth are left out.
+    """
+    values = []
+    for row, count in zip(ranks, counts or [len(row) for row in ranks], strict=True):
+        precision = torch.arange(1, len(row) + 1, dtype=torch.float64) / row.double()
+        values.append((precision * (row <= k)).sum() / min(count, k))
+    return torch.stack(values)
+
+
+def mean_average_precision(ranks: Sequence[Tensor], k: int, counts: Sequence[int] | None = None) -> float:
+    """mAP@k in percent; arguments as of average_precision."""
+    return 100 * float(average_precision(ranks, k, counts).mean())
+
+
+def soft_recall(ranks: Sequence[Tensor], gains: Sequence[Sequence[float]], k: int) -> float:
+    """Ranks of each query's graded rows and their gains -> mean of the best gain within the top k, in percent.
+
+    Liu et al., 2021 (CIRPLANT). Where nothing or only a negative gain is found, a query gives 0.
+    """
+    best = [
+        max([0.0, *(gain for rank, gain in zip(row.tolist(), given, strict=True) if rank <= k)])
+        for row, given in zip(ranks, gains, strict=True)
+    ]
+    return 100 * float(np.mean(best))
 
 
 def mean_per_class(rank: Tensor, classes: Tensor) -> float:
@@ -75,19 +117,23 @@ def mean_per_class(rank: Tensor, classes: Tensor) -> float:
 
 
 def with_mean(per_benchmark: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Flat `dress/R@10`, ... plus `mean/R@k`, the unweighted mean over benchmarks, and FashionIQ's `mean/Avg`.
+    """Flat `dress/R@10`, ... plus `mean/R@k`, the unweighted mean over benchmarks, and `mean/Avg`.
 
-    Avg = (mean R@10 + mean R@50) / 2, where both are there.
+    So for mAP@K and Rsubset@K. Avg is the mean of the benchmarks' own (CIRR), or else FashionIQ's
+    (mean R@10 + mean R@50) / 2, where both are there and no mAP is.
     """
     flat = {f"{name}/{key}": value for name, metrics in per_benchmark.items() for key, value in metrics.items()}
-    keys = [
-        key for key in next(iter(per_benchmark.values())) if key.startswith("R@") and not key.endswith("optimistic")
-    ]
+    first, *others = per_benchmark.values()
+    keys = [key for key in first if _has_mean(key) and all(key in metrics for metrics in others)]
     for key in keys:
         flat[f"mean/{key}"] = float(np.mean([metrics[key] for metrics in per_benchmark.values()]))
-    if {"R@10", "R@50"} <= set(keys):
+    if {"R@10", "R@50"} <= set(keys) and not any(key.startswith(("Avg", "mAP@")) for key in keys):
         flat["mean/Avg"] = (flat["mean/R@10"] + flat["mean/R@50"]) / 2
     return flat
+
+
+def _has_mean(key: str) -> bool:
+    return key == "Avg" or (key.startswith(("R@", "mAP@", "Rsubset@")) and not key.endswith("optimistic"))
 
 
 def bootstrap_intervals(
@@ -99,7 +145,7 @@ def bootstrap_intervals(
     """
     generator = np.random.default_rng(seed)
     intervals: dict[str, list[float]] = {}
-    for k in recall_at:
+    for k in recall_at if ranks else ():
         draws = []
         for name, rank in ranks.items():
             hits, count = int((rank <= k).sum()), len(rank)

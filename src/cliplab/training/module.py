@@ -13,7 +13,7 @@ from cliplab.config import OptimConfig
 from cliplab.evaluation.evaluator import Evaluator, RankedBenchmark
 from cliplab.evaluation.linear_probe import LinearProbe
 from cliplab.evaluation.metrics import with_mean
-from cliplab.evaluation.ranking import CosineScorer, JointScorer, Scorer
+from cliplab.evaluation.scoring import CosineScorer, JointScorer, Scorer
 from cliplab.models.composed import ComposedRetriever
 from cliplab.training.optim import ParameterGroup, adamw, not_finite, parameter_groups, warmup_then
 
