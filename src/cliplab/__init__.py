@@ -31,6 +31,8 @@ _NAMES = {
     "Protocol": "cliplab.benchmark",
     "RetrievalDataModule": "cliplab.data.datamodule",
     "FashionIQDataModule": "cliplab.data.datamodule",
+    "CIRRDataModule": "cliplab.data.datamodule",
+    "CIRCODataModule": "cliplab.data.datamodule",
     "KarpathyDataModule": "cliplab.data.datamodule",
     "COCODataModule": "cliplab.data.datamodule",
     "Flickr30kDataModule": "cliplab.data.datamodule",

@@ -199,6 +199,7 @@ class Benchmark:
     relevant: list[list[int]] | None = None  # by query_id: rows that count for mAP; null = the positives
     subsets: list[list[int]] | None = None  # by query_id: rows that a subset recall is restricted to
     gains: list[dict[int, float]] | None = None  # by query_id: soft targets; R@K then is the best gain within the top K
+    blind: bool = False  # the targets are known to a test server alone: predictions and no metrics
     groups: dict[str, list[int]] | None = None  # aspect -> query_ids, for mAP@10/ASPECT
 
     @property

@@ -93,11 +93,12 @@ def build_dataset(config: Config) -> RetrievalDataset:
     """The data set, not yet checked. Raises UserError for an option that it does not have."""
     data = config.data
     dataset_class = lookup("data set (data.name)", DATASETS, data.name)
-    if data.annotations is None:
-        return dataset_class(data.root, data.images, data.categories)
-    if not issubclass(dataset_class, Karpathy):
+    if data.annotations is not None and not issubclass(dataset_class, Karpathy):
         raise UserError(f"data.annotations={data.annotations}: data.name={data.name} has files of fixed names")
-    return dataset_class(data.root, data.images, data.categories, data.annotations)
+    options = {} if data.annotations is None else {"annotations": data.annotations}
+    dataset = dataset_class(data.root, data.images, data.categories, **options)
+    dataset.test_split = data.split or dataset.test_split
+    return dataset
 
 
 def same_image(config: Config) -> str:

@@ -47,6 +47,9 @@ class DataConfig:
     images: str | None = None  # folder of the pictures; null = images/ below root
     annotations: str | None = None  # of captions: file or pattern below root, or hub:ORG/NAME; null = the one set there
     categories: list[str] | None = None  # train and evaluate on these only; null = all
+    split: str | None = (
+        None  # that `test/...` is measured on; test of CIRR and CIRCO gives a submission; null = its own
+    )
     protocol: Part | None = field(default=None, metadata=PART)  # clip4cir, searle, val, ...; null = the data set's own
     batch_size: int = 128  # good values: 128 to 4096 for contrastive losses; per process
     same_image: str | None = None  # separate: targets differ within a global batch; positives: equal ones all count;

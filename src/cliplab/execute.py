@@ -15,6 +15,7 @@ from cliplab.config import Config
 from cliplab.data.dataset import RetrievalDataset
 from cliplab.evaluation.evaluator import RankedBenchmark
 from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
+from cliplab.evaluation.submissions import write_submission
 from cliplab.models.checkpoints.weights import load_strictly
 from cliplab.results import write_ranks, write_results
 from cliplab.run import RunDirectory, claim_run, find_run, read_checkpoint, run_directory
@@ -111,14 +112,20 @@ def finish(
 ) -> None:
     """Write ranks and results.json, print the table."""
     own = module.outcome[""]
-    for name, ranked in own.items():
-        ranks = ranked.ranks_under_protocol().tolist()
-        write_ranks(run.path / "ranks" / f"{name}.csv", ranked.benchmark.query_names, ranks, ranked.ranks.ties.tolist())
-    content = results_of(config, module, dataset) | {
+    told = {
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
         "checkpoint": str(origin["checkpoint"]) if origin["checkpoint"] else None,
         "selection": origin["selection"],
     }
+    if any(ranked.benchmark.blind for ranked in own.values()):
+        files = [str(file) for ranked in own.values() for file in write_submission(run.path / "submission", ranked)]
+        write_results(run.results, {**_setting(config, module, dataset), **told, "submission": files, "metrics": {}})
+        report.console().print(f"targets are known to the test server alone; to submit: {', '.join(files)}")
+        return
+    for name, ranked in own.items():
+        ranks = ranked.ranks_under_protocol().tolist()
+        write_ranks(run.path / "ranks" / f"{name}.csv", ranked.benchmark.query_names, ranks, ranked.ranks.ties.tolist())
+    content = results_of(config, module, dataset) | told
     write_results(run.results, content)
     console = report.console()
     composed = config.model.composer is not None and content["protocol"]["hit"] == "single_target"
@@ -138,9 +145,21 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
         chosen = {"strength": module.probe.strength, "validation_top1": module.probe.validation_accuracy}
         probed = {"linear_probe": chosen}
     own = module.outcome[""]
-    protocol = next(iter(own.values())).benchmark.protocol
+    recall_at = next(iter(own.values())).benchmark.protocol.recall_at
     hard = {n: r.ranks_under_protocol() for n, r in own.items() if r.benchmark.gains is None}  # hits are 0 or 1
-    intervals = bootstrap_intervals(hard, protocol.recall_at, config.seed)
+    intervals = bootstrap_intervals(hard, recall_at, config.seed)
+    return {
+        "metrics": metrics.pop(""),
+        "baselines": metrics,
+        **probed,
+        "intervals": {f"test/{key}": value for key, value in intervals.items()},
+        **_setting(config, module, dataset),
+    }
+
+
+def _setting(config: Config, module: RetrievalModule, dataset: RetrievalDataset) -> dict[str, Any]:
+    """What was measured, under which protocol."""
+    own = module.outcome[""]
     benchmarks = {
         name: {
             "queries": len(ranked.benchmark.positives),
@@ -149,11 +168,8 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
         }
         for name, ranked in own.items()
     }
+    protocol = next(iter(own.values())).benchmark.protocol
     return {
-        "metrics": metrics.pop(""),
-        "baselines": metrics,
-        **probed,
-        "intervals": {f"test/{key}": value for key, value in intervals.items()},
         "protocol": {**protocol.as_dict(), "split": dataset.test_split},
         "config": asdict(config),
         "data": {**dataset.summary(), "benchmarks": benchmarks},

@@ -28,6 +28,8 @@ DATASETS = {
 _MODULES = (
     "RetrievalDataModule",
     "FashionIQDataModule",
+    "CIRRDataModule",
+    "CIRCODataModule",
     "KarpathyDataModule",
     "COCODataModule",
     "Flickr30kDataModule",

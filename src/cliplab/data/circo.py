@@ -167,6 +167,7 @@ class CIRCO(RetrievalDataset):
                 if has_targets
                 else None,
                 groups=groups if has_targets else None,
+                blind=not has_targets,
             )
         ]
 

@@ -122,8 +122,9 @@ class CIRR(RetrievalDataset):
         splits = tuple(dict.fromkeys(splits))
         absent = [p for split in splits for p in (self.caption_file(split), self.split_file(split)) if not p.is_file()]
         if absent:
+            missing = ", ".join(map(str, absent))
             raise UserError(
-                f"CIRR is not complete in {self.root.resolve()}. Missing: {', '.join(map(str, absent))}. The annotations "
+                f"CIRR is not complete in {self.root.resolve()}. Missing: {missing}. The annotations "
                 f"come from {SOURCE}, the pictures from NLVR2 by request. Set data.root, or run without any download: "
                 "python train.py --config configs/quickstart.yaml"
             )
@@ -189,6 +190,7 @@ class CIRR(RetrievalDataset):
                     "queries": len(self.records(split)) - len(asked),
                 },
                 subsets=subsets,
+                blind=split == "test",
                 gains=gains if protocol.target == "soft" and split != "test" else None,
             )
         ]

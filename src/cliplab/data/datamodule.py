@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
 from cliplab.benchmark import Benchmark, Protocol, make_protocol
+from cliplab.data.circo import CIRCO
+from cliplab.data.cirr import CIRR
 from cliplab.data.coco import COCO
 from cliplab.data.dataset import RetrievalDataset
 from cliplab.data.fashioniq import FashionIQ
@@ -200,6 +202,34 @@ class FashionIQDataModule(RetrievalDataModule):
     ) -> None:
         part = {"name": protocol} if isinstance(protocol, str) else protocol
         super().__init__(FashionIQ(root, images, categories), make_protocol(part), **loaders)
+
+
+class CIRRDataModule(RetrievalDataModule):
+    """CIRR behind the shared loaders; `loaders` are RetrievalDataModule's keyword arguments."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        images: str | Path | None = None,
+        protocol: str | dict[str, Any] = "clip4cir",
+        **loaders: Any,
+    ) -> None:
+        part = {"name": protocol} if isinstance(protocol, str) else protocol
+        super().__init__(CIRR(root, images), make_protocol(part, CIRR.protocol_table), **loaders)
+
+
+class CIRCODataModule(RetrievalDataModule):
+    """CIRCO behind the shared loaders; it has no training split."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        images: str | Path | None = None,
+        protocol: str | dict[str, Any] = "searle",
+        **loaders: Any,
+    ) -> None:
+        part = {"name": protocol} if isinstance(protocol, str) else protocol
+        super().__init__(CIRCO(root, images), make_protocol(part, CIRCO.protocol_table), **loaders)
 
 
 class KarpathyDataModule(RetrievalDataModule):

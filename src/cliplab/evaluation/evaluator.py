@@ -36,6 +36,13 @@ class RankedBenchmark:
         chosen = [excluded[query_id] for query_id in query_ids]
         return top_k(self.queries[query_ids], self.gallery, k, chosen, self.scorer)
 
+    def nearest_in_subset(self, query_id: int, k: int) -> list[int]:
+        """The k best rows of a query's own subset, best first."""
+        assert self.benchmark.subsets is not None
+        rows = torch.tensor(self.benchmark.subsets[query_id])
+        best = top_k(self.queries[[query_id]], self.gallery[rows], k, [[]], self.scorer)[0]
+        return rows[best.cpu()].tolist()
+
 
 def excluded_rows(benchmark: Benchmark) -> list[list[int]]:
     """By query_id: the gallery rows that the protocol keeps out of its ranking."""
@@ -54,7 +61,7 @@ class Evaluator:
     """
 
     def __init__(self, benchmark: Benchmark, scorers: Mapping[str, Scorer] | None = None) -> None:
-        for direction in benchmark.directions:
+        for direction in benchmark.directions if not benchmark.blind else ():
             check_truth(direction)
         self.benchmark = benchmark
         self.scorers = dict(scorers or {"": CosineScorer()})
@@ -103,6 +110,9 @@ def rank_benchmark(
 
     By name of the direction. All processes share the work.
     """
+    if benchmark.blind:
+        unknown = torch.empty(0, dtype=torch.int64)
+        return {benchmark.name: RankedBenchmark(benchmark, {}, Ranks(unknown, unknown), queries, gallery, scorer)}
     truths = [_truths(each, bool(number)) for number, each in enumerate(benchmark.directions)]
     flat = [truth for of_direction in truths for truth in of_direction.values()]
     found = iter(rank_truths(queries, gallery, flat, scorer, spread=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cliplab.errors import UserError
+from cliplab.evaluation.evaluator import RankedBenchmark
 
 CIRR_KINDS = {"recall": 50, "recall_subset": 3}  # metric -> names per query
 CIRR_QUERIES = 4148
@@ -23,6 +24,25 @@ MAP_AT = (5, 10, 25, 50)
 _CIRR_NAME = re.compile(r"[a-z0-9]+(-\d+)+-img\d+")
 
 Rankings = Mapping[str, Sequence[Any]]
+
+
+def write_submission(folder: Path, ranked: RankedBenchmark) -> list[Path]:
+    """What the test server of a blind benchmark takes: CIRR's pair of files where it has subsets, else CIRCO's file."""
+    benchmark = ranked.benchmark
+    ids, names = list(benchmark.gallery["id"]), benchmark.query_names
+    depth = CIRCO_DEPTH if benchmark.subsets is None else CIRR_KINDS["recall"]
+    rankings: dict[str, list[str]] = {}
+    for start in range(0, len(names), 512):
+        asked = list(range(start, min(start + 512, len(names))))
+        for query_id, rows in zip(asked, ranked.nearest(asked, depth).tolist(), strict=True):
+            rankings[names[query_id]] = [ids[row] for row in rows]
+    if benchmark.subsets is None:
+        return write_circo(folder, rankings)
+    within = {
+        name: [ids[row] for row in ranked.nearest_in_subset(query_id, CIRR_KINDS["recall_subset"])]
+        for query_id, name in enumerate(names)
+    }
+    return write_cirr(folder, rankings, within)
 
 
 def write_cirr(folder: Path, recall: Rankings, recall_subset: Rankings) -> list[Path]:

@@ -48,8 +48,8 @@ class RetrievalPictures(L.Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, ranked in pl_module.outcome.get("", {}).items():
-            if ranked.benchmark.gallery[0]["image"] is None:
-                continue  # a gallery of texts has no pictures
+            if ranked.benchmark.gallery[0]["image"] is None or ranked.benchmark.blind:
+                continue  # a gallery of texts has no pictures, a blind test no hits
             grid = draw_grid(ranked, self.rows, self.k)
             grid.save(self.folder / f"{name}-{stem}.png")
             for logger in trainer.loggers:
