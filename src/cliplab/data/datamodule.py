@@ -22,7 +22,7 @@ from torch.utils.data.distributed import DistributedSampler
 from cliplab.benchmark import Benchmark, Protocol, make_protocol
 from cliplab.data.dataset import RetrievalDataset
 from cliplab.data.fashioniq import FashionIQ
-from cliplab.data.images import ImageTransform, Preprocess, read_image
+from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.data.karpathy import Karpathy
 from cliplab.errors import UserError
 from cliplab.tokenizer import Tokenizer
@@ -56,8 +56,8 @@ class TrainRows(data.Dataset):
         text = row["texts"][generator.integers(len(row["texts"]))]
         query: dict[str, Tensor] = {"text": self.tokenize(text)[0]}
         if row["reference"] is not None:
-            query["image"] = self.transform(read_image(row["reference"]), generator)
-        target = {"image": self.transform(read_image(row["target"]), generator)}
+            query["image"] = self.transform(row["reference"], generator)
+        target = {"image": self.transform(row["target"], generator)}
         ids = {"row_id": row_id, "query_id": row_id, "target_id": row["target_id"], "reference_id": row["reference_id"]}
         return {"query": query, "target": target, **ids}
 
@@ -75,7 +75,7 @@ class EvalRows(data.Dataset):
         row = self.table[row_id]
         inputs: dict[str, Tensor] = {}
         if row["image"] is not None:
-            inputs["image"] = self.transform(read_image(row["image"]))
+            inputs["image"] = self.transform(row["image"])
         if row["text"] is not None:
             inputs["text"] = self.tokenize(row["text"])[0]
         if self.role == "query":
@@ -102,12 +102,13 @@ class RetrievalDataModule(L.LightningDataModule):
         pad: str = "none",
         crop_scale: float = 1.0,
         flip: bool = False,
+        image_backend: str = "exact",
     ) -> None:
         super().__init__()
         self.dataset = dataset
         self.protocol = protocol or make_protocol({"name": dataset.default_protocol})
         self.tokenize = tokenize or Tokenizer()
-        self.transform = ImageTransform(preprocess or Preprocess(), pad, crop_scale, flip)
+        self.transform = ImageTransform(preprocess or Preprocess(), pad, crop_scale, flip, image_backend)
         self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
             batch_size,
             eval_batch_size,
