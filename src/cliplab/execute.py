@@ -10,14 +10,16 @@ from typing import Any
 
 import lightning as L
 
-from cliplab import build, report
+from cliplab import build, charts, report
 from cliplab.config import Config
 from cliplab.data.dataset import RetrievalDataset
+from cliplab.evaluation.audit import SHARES, modality_audit
 from cliplab.evaluation.evaluator import RankedBenchmark
 from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
 from cliplab.models.checkpoints.weights import load_strictly
-from cliplab.results import write_ranks, write_results
+from cliplab.results import write_json, write_ranks, write_results
 from cliplab.run import RunDirectory, claim_run, find_run, read_checkpoint, run_directory
+from cliplab.training.loggers import read_curves
 from cliplab.training.module import RetrievalModule
 
 log = logging.getLogger(__name__)
@@ -109,7 +111,7 @@ def finish(
     seconds: dict[str, float],
     **origin: Any,
 ) -> None:
-    """Write ranks and results.json, print the table."""
+    """Write ranks, audit.json and results.json, print the tables, draw the charts."""
     own = module.outcome[""]
     for name, ranked in own.items():
         ranks = ranked.ranks_under_protocol().tolist()
@@ -119,14 +121,29 @@ def finish(
         "checkpoint": str(origin["checkpoint"]) if origin["checkpoint"] else None,
         "selection": origin["selection"],
     }
+    if content["audit"]:
+        write_json(run.path / "audit.json", {"meaning": SHARES, "percent": content["audit"]})
     write_results(run.results, content)
     console = report.console()
     composed = config.model.composer is not None and content["protocol"]["hit"] == "single_target"
     label = config.model.composer["name"] if composed and config.model.composer else config.model.arch
     console.print(report.results_table(content, label))
+    if content["audit"]:
+        console.print(report.audit_table(content["audit"], report.title_of(content, "modality audit: queries")))
+    draw_charts(run, content)
     pictures = run.path / "pictures"
     shown = f"   pictures: {pictures}" if any(pictures.glob("*.png")) else ""
     console.print(f"results: {run.results}{shown}", style="dim", highlight=False)
+
+
+def draw_charts(run: RunDirectory, content: dict[str, Any]) -> None:
+    """audit.png where composed queries were audited, curves.png where something was trained."""
+    audit, metrics = content["audit"], run.path / "metrics.csv"
+    if audit:
+        title = report.title_of(content, "modality audit: queries")
+        charts.save_chart(lambda: charts.audit_figure(audit, title), run.path / "audit.png")
+    if metrics.is_file():
+        charts.save_chart(lambda: charts.curves_figure(read_curves(metrics), run.path.name), run.path / "curves.png")
 
 
 def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDataset) -> dict[str, Any]:
@@ -139,9 +156,8 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
         probed = {"linear_probe": chosen}
     own = module.outcome[""]
     protocol = next(iter(own.values())).benchmark.protocol
-    intervals = bootstrap_intervals(
-        {n: r.ranks_under_protocol() for n, r in own.items()}, protocol.recall_at, config.seed
-    )
+    ranks = {label: {n: r.ranks_under_protocol() for n, r in ways.items()} for label, ways in module.outcome.items()}
+    intervals = bootstrap_intervals(ranks[""], protocol.recall_at, config.seed)
     benchmarks = {
         name: {
             "queries": len(ranked.benchmark.positives),
@@ -154,6 +170,7 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
         "metrics": metrics.pop(""),
         "baselines": metrics,
         **probed,
+        "audit": modality_audit(ranks, protocol.recall_at),
         "intervals": {f"test/{key}": value for key, value in intervals.items()},
         "protocol": {**protocol.as_dict(), "split": dataset.test_split},
         "config": asdict(config),

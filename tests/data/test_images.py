@@ -11,12 +11,15 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 from torchvision.transforms import functional as vision
 
+from cliplab.data.geometry import Geometry
 from cliplab.data.images import (
     BACKENDS,
     ImageFolder,
     ImagePreprocess,
     ImageTransform,
     Preprocess,
+    draw_exact,
+    draw_fast,
     pixels_of,
     read_image,
     read_pixels,
@@ -361,6 +364,20 @@ def test_fast_differs_by_two_grey_levels_at_most(options: dict[str, Any], interp
             assert_close(fast(image), exact(image), share)
             fast_one, exact_one = (one(image, np.random.default_rng(number)) for one in (fast, exact))
             assert_close(fast_one, exact_one, share)
+
+
+@pytest.mark.parametrize("part", [(0, 0, 5, 4), (0, 0, 3, 8), (2, 2, 9, 8), (4, 3, 8, 5), (8, 0, 10, 9)], ids=str)
+@pytest.mark.parametrize("window", [(0, 0, 6, 6), (-2, -3, 10, 9), (1, 2, 5, 4), (6, 6, 9, 9)], ids=str)
+def test_both_backends_draw_any_geometry(part: tuple[int, int, int, int], window: tuple[int, int, int, int]) -> None:
+    """Parts that lie on the border in whole or in part, and windows that reach beyond the picture."""
+    image = noise((6, 5))
+    for resized in ((6, 6), (part[2] - part[0], part[3] - part[1])):
+        for is_mirrored in (False, True):
+            geometry = Geometry((2, 2), part, resized, window, is_mirrored)
+            exact = draw_exact(image, geometry, "bilinear")
+            fast = draw_fast(pixels_of(image), geometry, "bilinear")
+            assert exact.shape == fast.shape == (3, window[3] - window[1], window[2] - window[0])
+            assert (exact.int() - fast.int()).abs().max() <= 2
 
 
 def test_the_random_numbers_are_those_of_the_other_backend() -> None:
