@@ -52,7 +52,7 @@ def audit_figure(audit: Audit, title: str = "") -> Figure:
     groups = max(len(panel) for panel in panels.values())
     figure = Figure(figsize=(max(9.0, 1.2 + 3.0 * groups), 1.5 + 2.7 * len(panels)), layout="constrained")
     figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for (name, panel), axes in zip(panels.items(), grid, strict=True):
         _share_bars(axes, panel)
@@ -85,7 +85,7 @@ def curves_figure(curves: Curves, title: str = "") -> Figure:
 
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     left, right = figure.subplots(1, 2)
     _loss(left, curves.loss)
     _recalls(right, curves.recalls)
@@ -98,7 +98,8 @@ def curves_figure(curves: Curves, title: str = "") -> Figure:
 def _loss(axes: Axes, loss: Mapping[int, float]) -> None:
     steps, values = list(loss), list(loss.values())
     window = max(len(values) // 20, 1)
-    axes.plot(steps, values, color=SKY if window > 1 else BLUE, linewidth=1.2, marker="o" if len(steps) < 30 else None)
+    marks = {"marker": "o", "markersize": 4} if len(steps) < 30 else {}
+    axes.plot(steps, values, color=SKY if window > 1 else BLUE, linewidth=1.2, **marks)
     if window > 1:  # a noisy curve with its running mean
         means = [sum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]
         axes.plot(steps, means, color=BLUE, linewidth=2)
@@ -111,20 +112,20 @@ def _loss(axes: Axes, loss: Mapping[int, float]) -> None:
 
 def _recalls(axes: Axes, recalls: Mapping[str, Mapping[int, float]]) -> None:
     """Colours are the Ks; the mean is the thick line, benchmarks are dashed."""
-    names = list(dict.fromkeys(key.rsplit("/", 1)[0] for key in recalls))
-    kinds = list(dict.fromkeys(key.rsplit("/", 1)[1] for key in recalls))
+    keys = sorted((name != "mean", name, int(k)) for name, k in (key.split("/R@") for key in recalls))
+    kinds, others = sorted({k for *_, k in keys}), list(dict.fromkeys(name for is_other, name, _ in keys if is_other))
     colours = dict(zip(kinds, cycle((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)), strict=False))
-    others = [name for name in names if name != "mean"]
     styles = dict(zip(others, cycle(zip(_DASHES, _MARKERS, strict=True)), strict=False))
-    for key, points in recalls.items():
-        name, kind = key.rsplit("/", 1)
-        shown, values = list(points), list(points.values())
-        if name == "mean" and len(others) > 1:
-            axes.plot(shown, values, color=colours[kind], linewidth=2.6, marker="o", markersize=5, label=key)
-        elif name != "mean":
+    for is_other, name, k in keys:
+        points = recalls[f"{name}/R@{k}"]
+        if is_other:
             dashes, marker = styles[name]
             style = {"dashes": dashes, "marker": marker, "markersize": 4, "linewidth": 1.1, "alpha": 0.8}
-            axes.plot(shown, values, color=colours[kind], label=key, **style)
+        elif len(others) > 1:
+            style = {"marker": "o", "markersize": 5, "linewidth": 2.6, "zorder": 3}
+        else:
+            continue
+        axes.plot(list(points), list(points.values()), color=colours[k], label=f"{name}/R@{k}", **style)
     axes.set(xlabel="epochs trained", ylabel="validation recall, %", ylim=(0, 102))
     _plain(axes)
     if not recalls:

@@ -85,7 +85,9 @@ def read_pixels(path: str | Path) -> Tensor:
     encoded = _jpeg(path)
     if encoded is not None:
         try:
-            return decode_jpeg(torch.frombuffer(encoded, dtype=torch.uint8), ImageReadMode.RGB)
+            decoded = decode_jpeg(torch.frombuffer(encoded, dtype=torch.uint8), ImageReadMode.RGB)
+            assert isinstance(decoded, Tensor)  # it is a list for a list
+            return decoded
         except RuntimeError:
             pass  # Pillow says what is wrong with the file, or reads it after all
     return pixels_of(read_image(path))
