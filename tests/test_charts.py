@@ -22,6 +22,11 @@ def audit(names: tuple[str, ...], kinds: tuple[str, ...] = ("R@10", "R@50")) -> 
     return {name: {k: {s: height[name, k, s] for s in SHARES} for k in kinds} for name in (*names, "mean")}
 
 
+def full(names: tuple[str, ...]) -> Audit:
+    """The widest labels, all side by side."""
+    return {name: {"R@10": dict.fromkeys(SHARES, 100.0)} for name in (*names, "mean")}
+
+
 def bars(axes: Axes) -> dict[str, dict[str, float]]:
     """Group -> share -> height, read from where the bars stand."""
     groups = [label.get_text() for label in axes.figure.axes[-1].get_xticklabels()]
@@ -125,10 +130,12 @@ def test_panels_without_values_say_why() -> None:
         audit_figure(audit(("dress", "shirt", "toptee")), "fashioniq, split val, protocol clip4cir (queries in %)"),
         audit_figure(audit(("cirr",), ("R@1", "R@5", "R@10", "R@50")), "cirr, split val (queries in %)"),
         audit_figure(audit(("cirr",), ("R@1",)), "cirr, split val, protocol cirr (modality audit: queries in %)"),
+        audit_figure(full(("dress", "shirt", "toptee"))),
+        audit_figure(full(("a", "b"))),
         curves_figure(Curves({step: 1000.0 - step for step in range(0, 99999, 100)}, RECALLS), "baseline"),
         curves_figure(Curves()),
     ],
-    ids=["audit of three", "audit of one", "audit of one K", "curves", "empty curves"],
+    ids=["audit of three", "audit of one", "audit of one K", "full bars", "fewer full bars", "curves", "empty curves"],
 )
 def test_no_text_lies_over_another_or_is_cut_off(figure: Figure) -> None:
     assert overlaps(figure) == []
