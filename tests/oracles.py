@@ -103,7 +103,9 @@ def gradients(outputs: Iterable[Tensor], module: nn.Module) -> dict[str, Tensor]
     for output in outputs:
         total = total + (output * torch.randn(output.shape, generator=generator, dtype=output.dtype)).sum()
     total.backward()
-    return {k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in module.named_parameters() if p.requires_grad}
+    return {
+        k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in module.named_parameters() if p.requires_grad
+    }
 
 
 def assert_same_gradients(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

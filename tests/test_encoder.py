@@ -116,6 +116,14 @@ class TestEncode:
         with pytest.raises(UserError, match="broken.jpg"):
             encoder.encode([str(tmp_path / "broken.jpg")])
 
+    def test_a_batch_is_one_or_more(self, encoder):
+        with pytest.raises(UserError, match="batch_size"):
+            encoder.encode(text="a", batch_size=-1)
+
+    def test_composed_inputs_of_other_lengths(self, encoder):
+        with pytest.raises(UserError, match="3 images and 1 texts"):
+            encoder.encode_multimodal(torch.randn(3, 3, 32, 32), ["red"])
+
 
 class TestForward:
     @pytest.mark.parametrize("kind", [CLIPModel, SiglipModel])
@@ -215,3 +223,7 @@ def test_set_processor_takes_what_another_folder_says(encoder, tmp_path):
 def test_a_repository_may_be_named_plainly():
     with pytest.raises(UserError, match="Hugging Face repository 'BAAI/BGE-VL-nowhere'"):
         Encoder.from_pretrained("BAAI/BGE-VL-nowhere")
+
+
+def test_openais_names_are_no_repositories():
+    assert Encoder.from_pretrained("ViT-B/32", device="meta").model.embed_dim == 512

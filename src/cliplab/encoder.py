@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,20 +14,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from cliplab.data.images import EXTENSIONS, ImagePreprocess
+from cliplab.data.images import ImagePreprocess
+from cliplab.data.inputs import Picture, Pictures, Texts, paired, pictures_below
 from cliplab.errors import UserError
 from cliplab.evaluation.ranking import CosineScorer, top_k
+from cliplab.models.architectures import architecture_names
 from cliplab.models.clip import CLIP, CustomTextCLIP
 from cliplab.pretrained import load
-from cliplab.sources import HUB, architecture_name
+from cliplab.sources import HUB, LOCAL, architecture_name
 from cliplab.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers.models.clip.modeling_clip import CLIPOutput
 
-Picture = str | Path | Image.Image
-Pictures = Picture | Sequence[Picture]
-Texts = str | Sequence[str]
 THREADS = 4  # that decode and resize pictures of a batch; Pillow leaves the interpreter while it works
 
 
@@ -71,7 +70,9 @@ class Encoder(nn.Module):
         Read and encoded batch by batch, with a progress bar above a few batches. Raises UserError for inputs of
         different types or lengths and for unreadable pictures.
         """
-        images, text, _ = _paired(images, text)
+        images, text, _ = paired(images, text)
+        if batch_size < 1:
+            raise UserError(f"batch_size must be 1 or more, got {batch_size}")
         given = images if images is not None else text
         assert given is not None
         vectors, cut = torch.empty(len(given), self.model.embed_dim), []
@@ -97,10 +98,14 @@ class Encoder(nn.Module):
     def encode_multimodal(self, images: Pictures | Tensor, text: Texts | Mapping[str, Tensor] | Tensor) -> Tensor:
         """Composed queries: n(text features + image features), of features that are not normalised before -> [N, D]."""
         if not isinstance(images, Tensor) and isinstance(text, str | list | tuple):
-            _paired(images, text)
+            paired(images, text)
         pixels = images if isinstance(images, Tensor) else self.data_process(images)[0]
         assert pixels is not None
         tokens = self._tokens(text)
+        if len(pixels) != len(tokens["input_ids"]):
+            raise UserError(
+                f"{len(pixels)} images and {len(tokens['input_ids'])} texts: each picture goes with its text"
+            )
         features = self.get_text_features(**tokens) + self.get_image_features(pixels)
         return F.normalize(features.float(), dim=-1)
 
@@ -112,7 +117,7 @@ class Encoder(nn.Module):
         Texts longer than the context are cut, with one warning. Raises UserError for inputs of different types or
         lengths.
         """
-        pictures, texts, kind = _paired(images, text)
+        pictures, texts, kind = paired(images, text)
         pixels = self._pixels(pictures) if pictures is not None else None
         return pixels, self._tokens(texts) if texts is not None else None, kind
 
@@ -135,11 +140,11 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        return_loss: bool = False,
+        return_loss: bool | None = False,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> CLIPOutput:
@@ -153,6 +158,8 @@ class Encoder(nn.Module):
 
         from cliplab.hugging_face_outputs import contrastive_loss, image_output, text_output
 
+        if input_ids is None or pixel_values is None:
+            raise UserError("forward needs input_ids and pixel_values; encode takes pictures or texts alone")
         asked = {"hidden_states": output_hidden_states, "attentions": output_attentions}
         vision = image_output(self.model.visual, pixel_values, **asked)
         text = text_output(self.model.text_tower, input_ids, attention_mask, position_ids, **asked)
@@ -181,12 +188,7 @@ class Encoder(nn.Module):
 
     def index(self, folder: str | Path, batch_size: int = 64) -> int:
         """Encode all pictures in a folder and below for `search`; how many. Raises UserError if there are none."""
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"no folder {folder} to index")
-        paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-        if not paths:
-            raise UserError(f"{folder} holds no pictures ({', '.join(EXTENSIONS)})")
+        paths = pictures_below(folder)
         self._gallery, self._paths = self.encode(images=paths, batch_size=batch_size), paths
         return len(paths)
 
@@ -199,7 +201,7 @@ class Encoder(nn.Module):
         """
         if self._gallery is None:
             raise UserError("there is nothing to search: call index(folder) first")
-        if k < 1:
+        if not isinstance(k, int) or k < 1:
             raise UserError(f"k must be 1 or more, got {k}")
         queries, k = self.encode(images, text), min(k, len(self._paths))
         rows = top_k(queries, self._gallery, k, [[] for _ in queries], CosineScorer())
@@ -213,11 +215,12 @@ class Encoder(nn.Module):
 
     def _tokens(self, text: Texts | Mapping[str, Tensor] | Tensor) -> dict[str, Tensor]:
         if isinstance(text, Mapping):
-            return {key: value.to(self.device) for key, value in text.items()}
+            known = ("input_ids", "attention_mask", "position_ids")  # others' tokenizers give more
+            return {key: value.to(self.device) for key, value in text.items() if key in known}
         if isinstance(text, Tensor):
             return {"input_ids": text.to(self.device)}
         cut: list[str] = []
-        ids = self._ids([text] if isinstance(text, str) else list(text), cut)
+        ids = self._ids(paired(None, text)[1] or [], cut)
         self._warn_of(cut)
         return {"input_ids": ids}
 
@@ -255,35 +258,6 @@ class Encoder(nn.Module):
             self.train(was_training)
 
 
-def _paired(images: Any, text: Any) -> tuple[list[Picture] | None, list[str] | None, str]:
-    """Lists of pictures and texts of equal length, and what they are together. Raises UserError."""
-    pictures = _listed(images, str | Path | Image.Image, "images must be a path, a picture or a list of them")
-    texts = _listed(text, str, "text must be a str or a list of str")
-    if pictures is None and texts is None:
-        raise UserError("nothing to encode: give images, text or both")
-    if pictures is None or texts is None:
-        return pictures, texts, "text" if pictures is None else "images"
-    if isinstance(text, str) != isinstance(images, str | Path | Image.Image):
-        raise UserError("images and text must both be one or both be lists: each picture goes with its text")
-    if len(pictures) != len(texts):
-        raise UserError(f"{len(pictures)} images and {len(texts)} texts: each picture goes with its text")
-    return pictures, texts, "multimodal"
-
-
-def _listed(given: Any, kind: Any, message: str) -> list[Any] | None:
-    if given is None:
-        return None
-    if isinstance(given, kind):
-        return [given]
-    if not isinstance(given, list | tuple) or not all(isinstance(item, kind) for item in given):
-        items = given if isinstance(given, list | tuple) else [given]
-        wrong = next(item for item in items if not isinstance(item, kind))
-        raise UserError(f"{message}, got {type(wrong).__name__}")
-    if not given:
-        raise UserError("nothing to encode: the list is empty")
-    return list(given)
-
-
 def _progress(steps: range, shown: bool) -> Iterator[int]:
     from rich.console import Console
     from rich.progress import track
@@ -293,6 +267,6 @@ def _progress(steps: range, shown: bool) -> Iterator[int]:
 
 def _repository_or(name: str) -> str:
     """`org/name` as a repository of the hub, unless it is a folder, an architecture or already says so."""
-    known: Callable[[str], bool] = lambda n: architecture_name(n) != n.replace("/", "-")  # noqa: E731
-    is_plain = Path(name).exists() or ":" in name or name.count("/") != 1 or name.endswith(".json") or known(name)
-    return name if is_plain or name.startswith((".", "/")) else f"{HUB}{name}"
+    if Path(name).exists() or name.count("/") != 1 or name.startswith((HUB, LOCAL, ".", "/")) or name.endswith(".json"):
+        return name
+    return name if architecture_name(name) in architecture_names() else f"{HUB}{name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,10 +23,14 @@ from cliplab.models.image_tower import ImageTower
 from cliplab.models.precision import cast
 from cliplab.models.text_transformer import TextTower
 from cliplab.registry import closest
-from cliplab.sources import OPENAI, TOWERS, Source, find_source
+from cliplab.sources import OPENAI, TOWERS, Source, find_source, image_side
 from cliplab.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+_FILES_OF = {
+    "open_clip": ("open_clip_config.json", "open_clip_model.safetensors"),
+    "hugging_face": ("config.json", "model.safetensors", "preprocessor_config.json"),
+}
 
 
 class Loaded(NamedTuple):
@@ -179,10 +184,30 @@ def save(model: nn.Module, folder: str | Path, format: Literal["open_clip", "hug
     """
     writers = {"open_clip": open_clip.write_folder, "hugging_face": hugging_face_save.write_folder}
     if format not in writers:
-        raise UserError(f"unknown format '{format}': {closest(format, writers)}")
+        raise UserError(f"unknown format '{format}': {closest(str(format), writers)}")
     if not isinstance(model, CLIP | CustomTextCLIP):
         raise UserError(f"save writes CLIP and CustomTextCLIP, got {type(model).__name__}; of a run: load(RUN).model")
-    preprocess = getattr(model.visual, "preprocess_cfg", None) or asdict(Preprocess())
+    if model.logit_scale.is_meta:
+        raise UserError("a model on the device meta has no weights to save")
+    folder, architecture = Path(folder), model.architecture
+    preprocess = model.visual.preprocess_cfg or asdict(Preprocess(size=image_side(architecture)))
     state_dict = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    writers[format](Path(folder), state_dict, model.architecture, preprocess)
-    return Path(folder)
+    try:
+        writers[format](folder, state_dict, architecture, preprocess)
+        for name in _FILES_OF[next(other for other in writers if other != format)]:
+            (folder / name).unlink(missing_ok=True)  # of an earlier model in the other format
+        _copy_tokenizer(architecture["text_cfg"].get("hf_tokenizer_name"), folder)
+        if hasattr(model.text_tower, "config"):  # a Hugging Face text tower is built from its config
+            model.text_tower.config.save_pretrained(folder)  # type: ignore[operator,union-attr]
+    except OSError as error:
+        raise UserError(f"can't write {folder}: {error}") from error
+    return folder
+
+
+def _copy_tokenizer(source: str | None, folder: Path) -> None:
+    """The files of a tokenizer that lies in a local folder go with the model."""
+    if source is None or not Path(source).is_dir() or Path(source).resolve() == folder.resolve():
+        return
+    names = ("tokenizer*.json", "vocab*", "merges.txt", "*.model", "special_tokens_map.json", "added_tokens.json")
+    for path in (path for name in names for path in Path(source).glob(name)):
+        shutil.copy(path, folder / path.name)

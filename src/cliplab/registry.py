@@ -20,7 +20,8 @@ Registry = Mapping[str, Callable[..., Any]]
 def closest(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` for the nearest of `known`, else the list of what there is."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    by_lower = {name.lower(): name for name in known}
+    near = [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)]
     if near:
         return (
             f"did you mean '{near[0]}'? There is: {', '.join(known)}"
@@ -60,7 +61,7 @@ def check_part(kind: str, registry: Registry, part: Mapping[str, Any], given: Co
         if key not in options:
             hint = closest(key, options) if options else "it has no options"
             raise UserError(f"{kind} '{name}' has no option '{key}': {hint}")
-        if key in hints and not _fits(value, hints[key]):
+        if key in hints and not fits(value, hints[key]):
             shown = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else str(hints[key])
             raise UserError(f"{kind} '{name}': option '{key}' must be {shown}, got {value!r}")
     missing = [key for key, p in options.items() if p.default is p.empty and key not in part]
@@ -77,15 +78,15 @@ def build_part(kind: str, registry: Registry, part: Mapping[str, Any], **given: 
     return target(**options, **taken)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value fits an annotation of a part's parameter (int, float, bool, str, Literal, unions, lists)."""
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML or JSON value fits an annotation of a part's parameter (plain types, Literal, unions, lists)."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin is typing.Literal:
         return any(value == choice and type(value) is type(choice) for choice in arguments)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, choice) for choice in arguments)
+        return any(fits(value, choice) for choice in arguments)
     if hint is None or hint is type(None):
         return value is None
     if hint is float:
@@ -93,5 +94,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin in (list, tuple):
-        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+        return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
     return isinstance(value, origin or hint)

@@ -34,6 +34,7 @@ OPENAI = {
     "ViT-L/14@336px": "ViT-L-14-336",
 }
 TOWERS = ("image", "text")
+_NUMERICS = ("act_kwargs", "norm_kwargs", "pool_type", "eos_id", "no_ln_pre", "final_ln_after_pool", "no_causal_mask")
 OVERRIDES = ("image_size", "quick_gelu", "context_length", "attention")
 
 
@@ -105,6 +106,8 @@ def _folder_of(name: str) -> Path | None:
     path = Path(name.removeprefix(LOCAL))
     if path.is_dir() and not _is_run(path):
         return path
+    if path.is_file() and path.suffix not in (".json", ".ckpt"):
+        raise UserError(f"{path} is a file: give an architecture as the name and the file as its weights")
     looks_like_path = name.startswith((LOCAL, "/", "./", "../", "~")) and not name.endswith((".json", ".ckpt"))
     if looks_like_path and not path.exists():
         raise UserError(f"no folder {path}: give a folder in OpenCLIP's or Hugging Face's layout, or an architecture")
@@ -124,7 +127,7 @@ def _named(name: str, read: bool) -> Source:
         raise (
             UserError(f"{error}; a repository of the hub is {HUB}org/name") if name.count("/") == 1 else error
         ) from None
-    return Source(known, architecture, Preprocess(size=_image_size(architecture)))
+    return Source(known, architecture, Preprocess(size=image_side(architecture)))
 
 
 def read_folder(folder: Path, read: bool = True) -> Source:
@@ -132,8 +135,8 @@ def read_folder(folder: Path, read: bool = True) -> Source:
     if (folder / open_clip.CONFIG).is_file():
         architecture, known = open_clip.read_folder_config(folder)
         architecture = _with_local_files(architecture, folder)
-        weights = read_file(open_clip.folder_weights(folder)) if read else None
-        size = _image_size(architecture)
+        weights = _of_folder(read_file(open_clip.folder_weights(folder)), architecture) if read else None
+        size = image_side(architecture)
         return Source(str(folder), architecture, Preprocess(**{**known, "size": size}), weights)
     if (folder / "config.json").is_file():
         config = hugging_face.read_config(folder)
@@ -141,7 +144,7 @@ def read_folder(folder: Path, read: bool = True) -> Source:
         preprocess = Preprocess(**hugging_face.preprocess_of(folder, config))
         if config["model_type"] == "siglip" or architecture["text_cfg"].get("vocab_size", 49408) != 49408:
             architecture["text_cfg"]["hf_tokenizer_name"] = str(folder)
-        weights = _read_parts(folder) if read else None
+        weights = _of_folder(_read_parts(folder), architecture) if read else None
         towers = tuple(
             tower for tower, key in zip(TOWERS, ("vision_config", "text_config"), strict=True) if config.get(key)
         )
@@ -150,6 +153,11 @@ def read_folder(folder: Path, read: bool = True) -> Source:
         f"{folder} is no model: it has neither {open_clip.CONFIG} (OpenCLIP), nor config.json (Hugging Face), nor "
         "checkpoints/ (a run)"
     )
+
+
+def _of_folder(weights: Weights, architecture: Mapping[str, Any]) -> Weights:
+    """A folder says which activation its weights were trained with."""
+    return replace(weights, quick_gelu=architecture.get("quick_gelu", False))
 
 
 def _read_parts(folder: Path) -> Weights:
@@ -187,25 +195,37 @@ def _read_run(name: str) -> Source:
 
 def _with_weights(source: Source, weights: str, read: bool = True) -> Source:
     """The weights of a tag, a file or a folder, with the activation and the preprocessing that belong to them."""
+    architecture = source.architecture
     if not _is_path(weights):
+        if Path(source.name).exists():
+            raise UserError(f"weights={weights}: a tag belongs to an architecture's name, not to {source.name}")
         found = open_clip.read_tag(architecture_name(source.name), weights, read)
     elif Path(weights).is_dir():
-        other = _read_run(weights) if _is_run(Path(weights)) else read_folder(Path(weights))
-        assert other.weights is not None
-        found = replace(
-            other.weights,
-            quick_gelu=other.architecture.get("quick_gelu", False),
-            preprocess={k: v for k, v in asdict(other.preprocess).items() if k != "size"},
-        )
+        other = _read_run(weights) if _is_run(Path(weights)) else read_folder(Path(weights), read)
+        architecture = _with_numerics(architecture, other.architecture)
+        preprocess = {key: value for key, value in asdict(other.preprocess).items() if key != "size"}
+        found = replace(other.weights or Weights(weights, {}), preprocess=preprocess)
     elif Path(weights).is_file():
-        found = read_file(Path(weights))
+        found = read_file(Path(weights)) if read else Weights(weights, {})
     else:
         raise UserError(f"no weights file or folder {weights} (model.weights)")
-    architecture = dict(source.architecture)
     if found.quick_gelu is not None:
-        architecture["quick_gelu"] = found.quick_gelu
+        architecture = {**architecture, "quick_gelu": found.quick_gelu}
     preprocess = replace(source.preprocess, **found.preprocess)
     return replace(source, architecture=architecture, preprocess=preprocess, weights=found)
+
+
+def _with_numerics(architecture: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes features and no tensor's shape comes from where the weights come from."""
+    merged = dict(architecture)
+    for section in ("vision_cfg", "text_cfg"):
+        own = {key: value for key, value in architecture[section].items() if key not in _NUMERICS}
+        merged[section] = {**own, **{key: other[section][key] for key in _NUMERICS if key in other[section]}}
+    activation = (other["vision_cfg"].get("timm_kwargs") or {}).get("act_layer")
+    if activation is not None and "timm_model_name" in merged["vision_cfg"]:
+        options = architecture["vision_cfg"].get("timm_kwargs") or {}
+        merged["vision_cfg"]["timm_kwargs"] = {**options, "act_layer": activation}
+    return merged
 
 
 def overridden(source: Source, asked: Mapping[str, Any]) -> Source:
@@ -227,10 +247,18 @@ def overridden(source: Source, asked: Mapping[str, Any]) -> Source:
             if not isinstance(asked[key], int) or isinstance(asked[key], bool) or asked[key] < 1:
                 raise UserError(f"{key} must be a number of at least 1, got {asked[key]!r}")
             architecture[section] = {**architecture[section], key: asked[key]}
-    preprocess = replace(source.preprocess, size=_image_size(architecture))
+    preprocess = replace(source.preprocess, size=image_side(architecture))
     return replace(source, architecture=architecture, preprocess=preprocess)
 
 
-def _image_size(architecture: Mapping[str, Any]) -> int:
+def image_side(architecture: Mapping[str, Any]) -> int:
+    """The side of the pictures. Raises UserError unless they are square, which the preprocessing makes them."""
+    for section in ("vision_cfg", "text_cfg"):
+        if not isinstance(architecture[section], Mapping):
+            raise UserError(f"{section} must be a mapping of options, got {architecture[section]!r}")
     size = architecture["vision_cfg"].get("image_size", 224)
-    return size if isinstance(size, int) else size[0]
+    if isinstance(size, list | tuple) and len(set(size)) == 1:
+        size = size[0]
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise UserError(f"vision_cfg.image_size={size!r}: models are loaded for square pictures, a number of pixels")
+    return size

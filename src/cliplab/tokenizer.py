@@ -29,14 +29,14 @@ class Tokenizer:
         self.context_length, self.source, self.mode, self.options = context_length, source, mode, dict(options or {})
 
     @cached_property
-    def _tokenize(self) -> Callable[[list[str]], Tensor]:
+    def _tokenize(self) -> Callable[[list[str], int], Tensor]:
         if self.source is None:
             from open_clip.tokenizer import SimpleTokenizer
 
             return SimpleTokenizer(context_length=self.context_length, **self.options)
         return self._from_hugging_face(self.source)
 
-    def _from_hugging_face(self, source: str) -> Callable[[list[str]], Tensor]:
+    def _from_hugging_face(self, source: str) -> Callable[[list[str], int], Tensor]:
         from open_clip.tokenizer import HFTokenizer
 
         from cliplab.models.checkpoints.hub import hub_folder
@@ -52,9 +52,9 @@ class Tokenizer:
                 "(tokenizer.json, or vocabulary and tokenizer_config.json)"
             ) from error
 
-    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """Int64 ids [B, context_length]. Raises UserError where the files of a Hugging Face tokenizer are not there."""
-        return self._tokenize([texts] if isinstance(texts, str) else list(texts))
+        return self._tokenize([texts] if isinstance(texts, str) else list(texts), context_length or self.context_length)
 
     def length(self, text: str) -> int:
         """The number of ids of a text before it is cut, start and end included."""

@@ -23,7 +23,9 @@ def by_loops(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool)
     result = torch.zeros_like(q)
     for b, h, i in product(*(range(n) for n in q.shape[:3])):
         seen = [
-            j for j in range(k.shape[2]) if (j <= i or not causal) and (mask is None or bool(mask.expand(q.shape[0], 1, 7, 7)[b, 0, i, j]))
+            j
+            for j in range(k.shape[2])
+            if (j <= i or not causal) and (mask is None or bool(mask.expand(q.shape[0], 1, 7, 7)[b, 0, i, j]))
         ]
         scores = torch.stack([(q[b, h, i] * k[b, h, j]).sum() / q.shape[3] ** 0.5 for j in seen])
         result[b, h, i] = sum(w * v[b, h, j] for w, j in zip(scores.exp() / scores.exp().sum(), seen, strict=True))
@@ -64,16 +66,19 @@ def test_a_mask_includes_causality() -> None:
 
 
 def test_the_causal_mask() -> None:
-    assert causal_mask(3, torch.device("cpu")).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+    assert causal_mask(3, torch.device("cpu")).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [True, True, True],
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_in_half_precision_are_summed_in_fp32(dtype: torch.dtype) -> None:
+def test_weights_in_half_precision_are_those_of_fp32_rounded(dtype: torch.dtype) -> None:
     q, k, _ = qkv(length=64)
     weights = attention_weights(q.to(dtype), k.to(dtype))
     assert weights.dtype == dtype
     assert (weights.float() - attention_weights(q, k)).abs().max() < 0.01
-    # The sum of a softmax in bf16 itself would be off by far more than the rounding of its 64 parts.
     assert (weights.float().sum(-1) - 1).abs().max() < 64 * torch.finfo(dtype).eps / 4
 
 

@@ -43,7 +43,15 @@ SHAPES = [
 ]
 # What the nine architectures with a Hugging Face text tower name, small.
 TEXT_CONFIGS: dict[str, dict[str, Any]] = {
-    "mt5": {"model_type": "mt5", "vocab_size": 99, "d_model": 24, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 3},
+    "mt5": {
+        "model_type": "mt5",
+        "vocab_size": 99,
+        "d_model": 24,
+        "d_kv": 8,
+        "d_ff": 16,
+        "num_layers": 2,
+        "num_heads": 3,
+    },
     "nllb": {"model_type": "m2m_100", "vocab_size": 99, "d_model": 24, "encoder_layers": 2, "encoder_ffn_dim": 16},
     "roberta": {"model_type": "roberta", "vocab_size": 99, "hidden_size": 24, "num_hidden_layers": 2},
     "xlm": {"model_type": "xlm-roberta", "vocab_size": 99, "hidden_size": 24, "num_hidden_layers": 2},

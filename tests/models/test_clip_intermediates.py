@@ -49,7 +49,10 @@ def test_all_options_are_open_clips(kind: str) -> None:
             options = dict(zip(FLAGS, flags, strict=True))
             for number, indices in enumerate(INDICES):
                 options |= {"image_indices": indices, "text_indices": INDICES[-number]}
-                options |= {"image_output_fmt": ("NCHW", "NLC")[number % 2], "image_output_extra_tokens": number % 3 == 0}
+                options |= {
+                    "image_output_fmt": ("NCHW", "NLC")[number % 2],
+                    "image_output_extra_tokens": number % 3 == 0,
+                }
                 options |= {"stop_early": options["intermediates_only"] and kind == "custom_text"}
                 found = ours.forward_intermediates(images, text, **options)
                 assert_same_output(found, theirs.forward_intermediates(images, text, **options))
@@ -119,7 +122,9 @@ def test_maps_of_a_convolutional_trunk() -> None:
 def test_features_are_those_of_encode(kind: str) -> None:
     ours, _ = pair(kind)
     images, text = inputs(kind)
-    found = ours.forward_intermediates(images, text, output_logits=True, stop_early=True, image_indices=[0], text_indices=[0])
+    found = ours.forward_intermediates(
+        images, text, output_logits=True, stop_early=True, image_indices=[0], text_indices=[0]
+    )
     assert_close(found["image_features"], ours.encode_image(images, True), tolerance=1e-6)
     assert_close(found["text_features"], ours.encode_text(text, True), tolerance=1e-6)
     image_logits, text_logits = ours.get_logits(images, text)
@@ -129,7 +134,9 @@ def test_features_are_those_of_encode(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["vit", "custom_text", "resnet", "timm"])
 @pytest.mark.parametrize(("only", "stop_early"), [(True, True), (True, False), (False, True)])
-def test_stopping_early_skips_the_blocks_above_where_no_features_are_wanted(kind: str, only: bool, stop_early: bool) -> None:
+def test_stopping_early_skips_the_blocks_above_where_no_features_are_wanted(
+    kind: str, only: bool, stop_early: bool
+) -> None:
     ours, _ = pair(kind)
     images, text = inputs(kind)
     ran: list[str] = []

@@ -22,7 +22,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mt5": ("MT5Config", T5),
     "m2m100": ("M2M100Config", {**M2M, "decoder_attention_heads": 3, "encoder_ffn_dim": 30, "decoder_ffn_dim": 30}),
 }
-NO_DROPOUT = dict.fromkeys(("dropout", "dropout_rate", "attention_dropout", "activation_dropout", "encoder_layerdrop"), 0.0)
+NO_DROPOUT = dict.fromkeys(
+    ("dropout", "dropout_rate", "attention_dropout", "activation_dropout", "encoder_layerdrop"), 0.0
+)
 NO_DROPOUT |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
 POOLERS = ("mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
 
@@ -35,7 +37,11 @@ def folder_of(kind: str, tmp_path: Path) -> str:
 
 def config(kind: str, tmp_path: Path, **text: Any) -> dict[str, Any]:
     text = {"hf_model_name": folder_of(kind, tmp_path), "hf_model_pretrained": False, "context_length": 12, **text}
-    return {"embed_dim": 24 if text.get("hf_proj_type", "") is None else 20, "vision_cfg": {**VIT, "layers": 1}, "text_cfg": text}
+    return {
+        "embed_dim": 24 if text.get("hf_proj_type", "") is None else 20,
+        "vision_cfg": {**VIT, "layers": 1},
+        "text_cfg": text,
+    }
 
 
 def padded(padding: int, batch: int = 4, length: int = 12) -> Tensor:
@@ -179,7 +185,9 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str, tmp_path
         HFTextTower({"hf_model_name": folder_of("bert", tmp_path), **options}, 20)
 
 
-@pytest.mark.parametrize("content", ["{", '{"model_type": "no-such-model"}', "{}"])
+@pytest.mark.parametrize(
+    "content", ["{", '{"model_type": "no-such-model"}', "{}", '{"model_type": "bert", "hidden_size": 33}']
+)
 def test_a_config_that_is_none_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="can't build the text tower of .*text_cfg.hf_model_name") as error:

@@ -27,7 +27,9 @@ def pair(**options: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"image_size": 96, "width": 16, "head_width": 64}, {"layers": [2, 1, 1, 2], "head_width": 16}], ids=str
+    "options",
+    [{}, {"image_size": 96, "width": 16, "head_width": 64}, {"layers": [2, 1, 1, 2], "head_width": 16}],
+    ids=str,
 )
 def test_features_and_gradients_are_open_clips(options: dict[str, Any]) -> None:
     ours, theirs = pair(**options)
@@ -187,7 +189,11 @@ def test_frozen_statistics_stay_and_keys_are_unchanged(unlocked: int) -> None:
     moved = {key for key, value in ours.state_dict().items() if not torch.equal(value, before[key])}
     frozen = {0: "", 2: "layer4.", 6: "layer1."}[unlocked]
     expected = {key for key in before if "running" in key or "tracked" in key} if unlocked == 6 else set()
-    expected |= {key for key in before if key.startswith("layer4.") and ("running" in key or "tracked" in key)} if unlocked else set()
+    expected |= (
+        {key for key in before if key.startswith("layer4.") and ("running" in key or "tracked" in key)}
+        if unlocked
+        else set()
+    )
     assert moved == expected, frozen
     if unlocked == 0:
         theirs.lock(0, freeze_bn_stats=True)

@@ -9,6 +9,7 @@ from torch import nn
 from cliplab.errors import UserError
 from cliplab.models.clip import build_clip
 from cliplab.models.precision import PRECISIONS, cast
+from cliplab.models.transformer import LayerNorm
 from tests.oracles import MODIFIED_RESNET, TEXT, TIMM_VIT, VIT, make_pair, open_clip_model, pictures, sentences
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -91,13 +92,20 @@ def test_features_in_bf16_are_open_clips(kind: str) -> None:
 
 
 def test_norms_keep_their_statistics_in_fp32() -> None:
-    """Of values around 1000 bf16 keeps no difference that matters; the norm sees what is given, and no less."""
-    ours, _ = make_pair({"embed_dim": 20, **KINDS["vit"]})
-    cast(ours, "fp16")
     x = (40_000 + 20_000 * torch.randn(3, 48)).clamp(-60_000, 60_000).half()  # the sum of squares is beyond fp16
-    normed = ours.ln_final.__class__(48)(x)
+    normed = LayerNorm(48)(x)
     assert normed.dtype == torch.float16 and torch.isfinite(normed).all()
     assert (normed.float() - F.layer_norm(x.float(), (48,))).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("weights", "given"), [("float32", "float16"), ("bfloat16", "float32"), ("float64", "float32")]
+)
+def test_a_norm_gives_back_the_precision_it_is_given(weights: str, given: str) -> None:
+    norm = LayerNorm(8).to(getattr(torch, weights))
+    x = torch.randn(2, 8, dtype=getattr(torch, given))
+    assert norm(x).dtype == x.dtype
+    assert (norm(x).float() - F.layer_norm(x.float(), (8,))).abs().max() < 0.02
 
 
 def test_fp32_takes_everything_back() -> None:

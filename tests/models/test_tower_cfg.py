@@ -24,11 +24,15 @@ def test_defaults_are_open_clips() -> None:
 @pytest.mark.parametrize("section", ["vision_cfg", "text_cfg"])
 def test_every_config_of_open_clip_is_read_and_written_unchanged(section: str) -> None:
     """Written, an option that is open_clip's default may be left out; nothing else."""
-    read, schema = (vision_cfg_of, open_clip.model.CLIPVisionCfg) if section == "vision_cfg" else (text_cfg_of, open_clip.model.CLIPTextCfg)
+    read, schema = (
+        (vision_cfg_of, open_clip.model.CLIPVisionCfg)
+        if section == "vision_cfg"
+        else (text_cfg_of, open_clip.model.CLIPTextCfg)
+    )
     for name in NAMES:
         given = open_clip.get_model_config(name)[section]
         cfg = read(given)
-        assert read(cfg) is cfg
+        assert read(cfg) == cfg
         written = mapping_of(cfg)
         assert read(written) == cfg, name
         their_given, their_written = schema(**given), schema(**written)
@@ -76,8 +80,16 @@ def test_null_is_open_clips_default() -> None:
         ("text_cfg", {"embed_cls": True}, "embed_cls=True"),
         ("text_cfg", {"block_type": "custom"}, "block_type='custom'"),
         ("vision_cfg", {"pool_type": "mean"}, "vision_cfg.pool_type must be one of tok, avg, none, got 'mean'"),
-        ("vision_cfg", {"timm_proj": "linea"}, "vision_cfg.timm_proj must be one of linear, mlp, none, '', got 'linea'"),
-        ("text_cfg", {"pool_type": "eot"}, "text_cfg.pool_type must be one of argmax, eos, first, last, none, got 'eot'"),
+        (
+            "vision_cfg",
+            {"timm_proj": "linea"},
+            "vision_cfg.timm_proj must be one of linear, mlp, none, '', got 'linea'",
+        ),
+        (
+            "text_cfg",
+            {"pool_type": "eot"},
+            "text_cfg.pool_type must be one of argmax, eos, first, last, none, got 'eot'",
+        ),
         ("text_cfg", {"proj_type": "mlp"}, "text_cfg.proj_type must be one of linear, none, got 'mlp'"),
         ("vision_cfg", {"image_size": 0}, "sizes must be 1 or more"),
         ("vision_cfg", {"image_size": [32, -1]}, "sizes must be 1 or more"),

@@ -4,9 +4,12 @@ Every image backend draws the same geometry, so backends can differ in grey leve
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import numpy as np
+
+from cliplab.errors import UserError
+from cliplab.registry import fits
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,6 +25,14 @@ class Preprocess:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash", "longest"] = "shortest"  # longest: padded with black to a square
     crop_rounding: Literal["half_even", "floor"] = "half_even"  # torchvision (OpenAI, open_clip) or Hugging Face
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for key, hint in hints.items():
+            if not fits(getattr(self, key), hint):
+                raise UserError(f"preprocessing: {key} must be {hint}, got {getattr(self, key)!r}")
+        if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
+            raise UserError(f"preprocessing: size must be 1 or more, mean and std three numbers, no std 0: {self}")
 
 
 @dataclass(frozen=True)

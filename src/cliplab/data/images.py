@@ -209,4 +209,6 @@ class ImagePreprocess:
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
         """Raises UserError for a file that is no picture."""
+        if not isinstance(image, str | Path | Image.Image):
+            raise UserError(f"a picture must be a PIL image or the path of a file, got {type(image).__name__}")
         return (self._transform(image) / 255 - self._mean) / self._std

@@ -38,8 +38,8 @@ class DualEncoder(nn.Module):
         output_dict: bool = False,
     ) -> None:
         super().__init__()
-        if embed_dim < 1:
-            raise UserError(f"embed_dim must be 1 or more, got {embed_dim}")
+        if not isinstance(embed_dim, int) or embed_dim < 1 or not isinstance(quick_gelu, bool):
+            raise UserError(f"embed_dim must be 1 or more and quick_gelu a bool, got {embed_dim!r} and {quick_gelu!r}")
         self.embed_dim, self.quick_gelu, self.output_dict = embed_dim, quick_gelu, output_dict
         self.vision_cfg = vision_cfg_of(vision_cfg)
         self.visual = image_tower(self.vision_cfg, embed_dim, quick_gelu)
@@ -158,7 +158,7 @@ class DualEncoder(nn.Module):
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
         """Unit features [B, D], [C, D] -> scale * cosine + bias [B, C]."""
-        logits = self.logit_scale.exp() * image_features @ text_features.T
+        logits = self.logit_scale.exp().to(image_features.dtype) * image_features @ text_features.T
         return logits if self.logit_bias is None else logits + self.logit_bias
 
 

@@ -1,9 +1,11 @@
 """Any Hugging Face encoder as a text tower: `transformer` with the keys of transformers, `proj` on top."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -15,6 +17,7 @@ from cliplab.models.tower_cfg import CLIPTextCfg, text_cfg_of
 from cliplab.models.transformer import Indices, taken_indices
 from cliplab.registry import closest
 
+OWN_POOLERS = {"bert": "cls_pooler", "m2m_100": "cls_pooler"}  # where a config names none: open_clip's, else the mean
 POOLERS = ("mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
 
 
@@ -24,12 +27,10 @@ class HFTextTower(TextTower):
     def __init__(self, cfg: CLIPTextCfg | Mapping[str, Any], embed_dim: int) -> None:
         super().__init__()
         cfg = text_cfg_of(cfg)
-        self.pooler_type = cfg.hf_pooler_type or "cls_last_hidden_state_pooler"
-        if self.pooler_type not in POOLERS:
-            raise UserError(
-                f"unknown text_cfg.hf_pooler_type '{self.pooler_type}': {closest(self.pooler_type, POOLERS)}"
-            )
-        self.transformer, self.config = _encoder(cfg, with_pooler=self.pooler_type == "cls_pooler")
+        if cfg.hf_pooler_type is not None and cfg.hf_pooler_type not in POOLERS:
+            hint = closest(cfg.hf_pooler_type, POOLERS)
+            raise UserError(f"unknown text_cfg.hf_pooler_type '{cfg.hf_pooler_type}': {hint}")
+        self.transformer, self.config, self.pooler_type = _encoder(cfg)
         self.output_dim, self.context_length = embed_dim, cfg.context_length
         self.vocab_size: int = getattr(self.config, "vocab_size", cfg.vocab_size)
         self.proj = _projection(cfg.hf_proj_type, self.config.hidden_size, embed_dim)
@@ -126,24 +127,28 @@ class HFTextTower(TextTower):
         return self.transformer(input_ids=text, attention_mask=self.attention_mask(text), **options)
 
 
-def _encoder(cfg: CLIPTextCfg, with_pooler: bool) -> tuple[nn.Module, Any]:
-    """The encoder (of an encoder-decoder its encoder alone) and its config; no code of the repository is run."""
+def _encoder(cfg: CLIPTextCfg) -> tuple[nn.Module, Any, str]:
+    """The encoder (of an encoder-decoder its encoder alone), its config and its pooler; no remote code is run."""
     assert cfg.hf_model_name is not None
     files = [*CONFIG_FILES, *(WEIGHT_FILES if cfg.hf_model_pretrained else ())]
     folder = hub_folder(cfg.hf_model_name, files, WEIGHT_FILES if cfg.hf_model_pretrained else ["config.json"])
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        options = {} if config.is_encoder_decoder else {"add_pooling_layer": with_pooler}
-        if cfg.hf_model_pretrained:
-            model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
-        else:
-            model = AutoModel.from_config(config, trust_remote_code=False, **options)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        pooler = cfg.hf_pooler_type or OWN_POOLERS.get(config.model_type, "mean_pooler")
+        options = {"local_files_only": True} if cfg.hf_model_pretrained else {}
+        build = partial(AutoModel.from_pretrained if cfg.hf_model_pretrained else AutoModel.from_config, **options)
+        source = folder if cfg.hf_model_pretrained else config
+        try:  # not every encoder has a pooling layer that could be left out
+            model = build(source, trust_remote_code=False, add_pooling_layer=pooler == "cls_pooler")
+        except TypeError:
+            model = build(source, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        lines = (str(error) or type(error).__name__).splitlines()
+        reason = lines[-1 if isinstance(error, StrictDataclassError) else 0].strip()
         raise UserError(
             f"can't build the text tower of {cfg.hf_model_name} (text_cfg.hf_model_name): {reason}"
         ) from error
-    return (model.encoder if config.is_encoder_decoder else model), config
+    return (model.encoder if config.is_encoder_decoder else model), config, pooler
 
 
 def _projection(kind: str | None, width: int, embed_dim: int) -> nn.Module:

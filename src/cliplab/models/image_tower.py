@@ -1,5 +1,6 @@
 """What every image tower offers beside its forward pass: locking, intermediates, tokens, another image size."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,14 +109,19 @@ def lock_groups(parameters: object, groups: Sequence[Group], unlocked: int) -> N
             parameter.requires_grad_(True)
 
 
+def can_resize(stored: Tensor, own: Tensor) -> bool:
+    """Whether stored positions [1 + h * w, W] are those of a square grid of another size than our `own`."""
+    if stored.dim() != 2 or stored.shape[1:] != own.shape[1:] or len(stored) in (0, len(own)):
+        return False
+    return math.isqrt(len(stored) - 1) ** 2 + 1 == len(stored) and len(stored) > 1
+
+
 def resize_positions(stored: Tensor, grid: tuple[int, int]) -> Tensor:
     """Positions [1 + h * w, W] of a square grid -> [1 + grid_h * grid_w, W]: bicubic with antialias, open_clip's rule.
 
-    The position of the class (or mean) token is kept. Raises UserError if the stored grid is no square.
+    The position of the class (or mean) token is kept.
     """
-    old = round((len(stored) - 1) ** 0.5)
-    if old * old + 1 != len(stored):
-        raise UserError(f"{len(stored)} stored positions are no square grid and a class token: they can't be resized")
+    old = math.isqrt(len(stored) - 1)
     patches = stored[1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
     resized = F.interpolate(patches, size=grid, mode="bicubic", antialias=True, align_corners=False)
     resized = resized.permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1).to(stored.dtype)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from cliplab.models.attention import Implementation, attend
-from cliplab.models.image_tower import Group, ImageTower, check_format, resize_positions
+from cliplab.models.image_tower import Group, ImageTower, can_resize, check_format, resize_positions
 from cliplab.models.tower_cfg import CLIPVisionCfg, vision_cfg_of
 from cliplab.models.transformer import Indices, taken_indices
 
@@ -179,7 +179,7 @@ class ModifiedResNet(ImageTower):
 
     def fit_positions(self, key: str, stored: Tensor) -> Tensor:
         """Positions of another image size, resized: open_clip leaves them and fails."""
-        if key != "attnpool.positional_embedding" or len(stored) == len(self.attnpool.positional_embedding):
+        if key != "attnpool.positional_embedding" or not can_resize(stored, self.attnpool.positional_embedding):
             return stored
         return resize_positions(stored, self.attnpool.grid)
 

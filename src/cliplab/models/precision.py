@@ -18,7 +18,7 @@ def cast(model: nn.Module, precision: str) -> None:
     A timm trunk or a Hugging Face encoder is cast whole: their norms give back what their weights are in.
     """
     if precision not in PRECISIONS:
-        raise UserError(f"unknown precision '{precision}': {closest(precision, PRECISIONS)}")
+        raise UserError(f"unknown precision '{precision}': {closest(str(precision), PRECISIONS)}")
     if precision == "fp32":
         model.float()
     elif precision.startswith("pure_"):

@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,6 +15,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from cliplab.errors import UserError
+from cliplab.models.checkpoints.hub import CONFIG_FILES, WEIGHT_FILES, hub_folder
 from cliplab.models.image_tower import Group, ImageTower, check_format
 from cliplab.models.tower_cfg import CLIPVisionCfg, vision_cfg_of
 from cliplab.models.transformer import Indices
@@ -38,8 +40,7 @@ class TimmTower(ImageTower):
         self.trunk = _trunk(cfg, embed_dim)
         self.width = int(self.trunk.num_features)
         self.head = nn.Sequential(_head_layers(cfg, embed_dim, self.trunk))
-        sizes = {self.trunk.default_cfg["input_size"][-1], (cfg.timm_kwargs or {}).get("img_size")}
-        if cfg.image_size not in sizes:
+        if cfg.image_size != (cfg.timm_kwargs or {}).get("img_size", self.trunk.default_cfg["input_size"][-1]):
             self.set_input_size(cfg.image_size)
 
     def set_input_size(self, image_size: int | tuple[int, int]) -> None:
@@ -98,6 +99,25 @@ class TimmTower(ImageTower):
             output["image_features"] = self.head(self.trunk.forward_head(last))
         return output
 
+    def attention_maps(self, images: Tensor) -> list[Tensor]:
+        """Attention weights [B, heads, N, N] of each block, computed eagerly. Raises UserError where there are none."""
+        layers: list[Any] = [getattr(block, "attn", None) for block in getattr(self.trunk, "blocks", ())]
+        layers = [layer for layer in layers if hasattr(layer, "attn_drop") and hasattr(layer, "fused_attn")]
+        if not layers:
+            return super().attention_maps(images)
+        maps: list[Tensor] = []
+        fused = [layer.fused_attn for layer in layers]
+        hooks = [layer.attn_drop.register_forward_hook(lambda *given: maps.append(given[-1])) for layer in layers]
+        try:
+            for layer in layers:
+                layer.fused_attn = False
+            self.trunk.forward_features(self._cast(images))
+        finally:
+            for layer, hook, was_fused in zip(layers, hooks, fused, strict=True):
+                layer.fused_attn = was_fused
+                hook.remove()
+        return maps
+
     def groups(self) -> list[Group]:
         """timm's own groups of the trunk; the projection of `head` is always trained, as in open_clip."""
         named = dict(self.trunk.named_parameters())
@@ -142,9 +162,14 @@ def _trunk(cfg: CLIPVisionCfg, embed_dim: int) -> Any:
     """open_clip's rule: without a projection of its own the tower projects by the trunk's classifier."""
     name = cfg.timm_model_name
     assert name is not None
-    if not timm.is_model(name.removeprefix("timm/")) and not name.startswith("hf-hub:"):
-        raise UserError(f"timm has no model '{name}' (vision_cfg.timm_model_name): {closest(name, timm.list_models())}")
     options: dict[str, Any] = {"pretrained": cfg.timm_model_pretrained, **(cfg.timm_kwargs or {})}
+    if name.startswith("hf-hub:"):
+        patterns = (*CONFIG_FILES, *(WEIGHT_FILES if cfg.timm_model_pretrained else ()))
+        name = f"local-dir:{hub_folder(name.removeprefix('hf-hub:'), patterns, ['config.json'])}"
+    elif not timm.is_model(name):
+        raise UserError(f"timm has no model '{name}' (vision_cfg.timm_model_name): {closest(name, timm.list_models())}")
+    elif cfg.timm_model_pretrained:
+        options["pretrained_cfg_overlay"] = {"file": str(_pretrained_file(name))}
     if cfg.timm_drop_path is not None:
         options["drop_path_rate"] = cfg.timm_drop_path
     if cfg.patch_dropout > 0:
@@ -157,6 +182,15 @@ def _trunk(cfg: CLIPVisionCfg, embed_dim: int) -> Any:
         return trunk
     classes = 0 if cfg.timm_proj == "none" else embed_dim
     return timm.create_model(name, num_classes=classes, global_pool=cfg.timm_pool, **options)
+
+
+def _pretrained_file(name: str) -> Path:
+    """timm's own weights of a trunk, from the cache or the hub. Raises UserError within seconds without a network."""
+    found = timm.get_pretrained_cfg(name)
+    if found is None or not found.hf_hub_id:
+        raise UserError(f"timm has no pretrained weights for '{name}' (vision_cfg.timm_model_pretrained)")
+    folder = hub_folder(found.hf_hub_id, WEIGHT_FILES, WEIGHT_FILES)
+    return next(path for pattern in WEIGHT_FILES for path in folder.glob(pattern))
 
 
 def _head_layers(cfg: CLIPVisionCfg, embed_dim: int, trunk: Any) -> "OrderedDict[str, nn.Module]":

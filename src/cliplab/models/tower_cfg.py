@@ -1,11 +1,11 @@
 """The two towers as data, in open_clip's words: what stands under `vision_cfg` and `text_cfg` of an architecture."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
 
 from cliplab.errors import UserError
-from cliplab.registry import closest
+from cliplab.registry import closest, fits
 
 Cfg = TypeVar("Cfg", "CLIPVisionCfg", "CLIPTextCfg")
 
@@ -20,6 +20,7 @@ _NOT_BUILT: dict[str, dict[str, tuple[Any, ...]]] = {
     "vision_cfg": {"attentional_pool": (False,), "output_tokens": (False,), "pos_embed_type": ("learnable",), **_BLOCK},
     "text_cfg": {"embed_cls": (False,), "output_tokens": (False,), "final_ln_after_pool": (False,), **_BLOCK},
 }
+_NULL_MEANS_NONE = ("timm_proj", "hf_proj_type", "hf_pooler_type")  # elsewhere null is the default
 _WITHOUT_EFFECT = {"vision_cfg": {"attn_pooler_queries", "attn_pooler_heads"}, "text_cfg": {"pad_id"}}
 
 
@@ -50,6 +51,11 @@ class CLIPVisionCfg:
     timm_drop: float = 0.0
     timm_drop_path: float | None = None
     timm_kwargs: Mapping[str, Any] | None = None  # more options of timm's constructor; ours, open_clip has none
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "image_size"):  # JSON has lists
+            if isinstance(getattr(self, key), list):
+                object.__setattr__(self, key, tuple(getattr(self, key)))
 
 
 @dataclass(frozen=True)
@@ -84,9 +90,11 @@ class CLIPTextCfg:
 
 def vision_cfg_of(value: CLIPVisionCfg | Mapping[str, Any]) -> CLIPVisionCfg:
     """A mapping as the dataclass. Raises UserError for unknown options and sizes that can't be."""
-    cfg = value if isinstance(value, CLIPVisionCfg) else _read("vision_cfg", CLIPVisionCfg, value)
+    cfg = _read("vision_cfg", CLIPVisionCfg, value)
+    _check_types("vision_cfg", cfg)
     sizes = cfg.image_size if isinstance(cfg.image_size, tuple) else (cfg.image_size,)
-    if min(*sizes, cfg.width, cfg.head_width) < 1:
+    layers = cfg.layers if isinstance(cfg.layers, tuple) else (cfg.layers,)
+    if min(*sizes, *layers, cfg.width, cfg.head_width) < 1:
         raise UserError(f"vision_cfg: sizes must be 1 or more: {cfg}")
     if isinstance(cfg.layers, int) and cfg.timm_model_name is None and min(sizes) < cfg.patch_size:
         raise UserError(f"vision_cfg: image_size {cfg.image_size} is smaller than a patch of {cfg.patch_size}")
@@ -97,16 +105,22 @@ def vision_cfg_of(value: CLIPVisionCfg | Mapping[str, Any]) -> CLIPVisionCfg:
 
 def text_cfg_of(value: CLIPTextCfg | Mapping[str, Any]) -> CLIPTextCfg:
     """A mapping as the dataclass. Raises UserError for unknown options and sizes that can't be."""
-    cfg = value if isinstance(value, CLIPTextCfg) else _read("text_cfg", CLIPTextCfg, value)
-    if min(cfg.context_length, cfg.vocab_size, cfg.width, cfg.heads) < 1:
+    cfg = _read("text_cfg", CLIPTextCfg, value)
+    _check_types("text_cfg", cfg)
+    if min(cfg.context_length, cfg.vocab_size, cfg.width, cfg.heads, cfg.layers) < 1:
         raise UserError(f"text_cfg: sizes must be 1 or more: {cfg}")
     _check_choice("text_cfg.pool_type", cfg.pool_type, ("argmax", "eos", "first", "last", "none"))
     _check_choice("text_cfg.proj_type", cfg.proj_type, ("linear", "none"))
     return cfg
 
 
-def _read(section: str, schema: type[Cfg], mapping: Mapping[str, Any]) -> Cfg:
+def _read(section: str, schema: type[Cfg], given: Any) -> Cfg:
     known = {item.name: item for item in fields(schema)}
+    mapping = (
+        asdict(given) if is_dataclass(given) and not isinstance(given, type) else given
+    )  # ours, or open_clip's own
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"{section} must be a mapping of options, got {given!r}")
     taken: dict[str, Any] = {}
     for key, value in mapping.items():
         if key in _WITHOUT_EFFECT[section]:
@@ -116,11 +130,25 @@ def _read(section: str, schema: type[Cfg], mapping: Mapping[str, Any]) -> Cfg:
                 raise UserError(f"{section}.{key}={value!r}: such towers (CoCa's, custom blocks) aren't built here")
         elif key not in known:
             raise UserError(f"{section} has no option '{key}': {closest(key, known)}")
-        elif value is None and known[key].default is not None and key not in ("timm_proj", "hf_proj_type"):
+        elif (
+            value is None
+            and known[key].default is not None
+            and key not in ("timm_proj", "hf_proj_type", "hf_pooler_type")
+        ):
             assert known[key].default is not MISSING  # null in a config: open_clip's default
         else:
             taken[key] = tuple(value) if isinstance(value, list) else value
     return schema(**taken)
+
+
+def _check_types(section: str, cfg: CLIPVisionCfg | CLIPTextCfg) -> None:
+    hints = get_type_hints(type(cfg))
+    for item in fields(cfg):
+        value = getattr(cfg, item.name)
+        if not fits(value, hints[item.name]):
+            raise UserError(f"{section}.{item.name} must be {item.type}, got {value!r}")
+    if (cfg.act_kwargs or {}).get("approximate", "none") not in ("none", "tanh"):
+        raise UserError(f"{section}.act_kwargs: approximate must be none or tanh, got {cfg.act_kwargs!r}")
 
 
 def _check_choice(key: str, value: str, known: tuple[str, ...]) -> None:

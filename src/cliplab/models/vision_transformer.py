@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cliplab.errors import UserError
 from cliplab.models.attention import AttentionMaps
-from cliplab.models.image_tower import Group, ImageTower, as_map, check_format, resize_positions
+from cliplab.models.image_tower import Group, ImageTower, as_map, can_resize, check_format, resize_positions
 from cliplab.models.tower_cfg import CLIPVisionCfg, vision_cfg_of
 from cliplab.models.transformer import Indices, Transformer, activation_of, norm_of
 
@@ -30,7 +31,7 @@ class VisionTransformer(ImageTower):
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         positions = self.grid_size[0] * self.grid_size[1] + 1
         self.positional_embedding = nn.Parameter(scale * torch.randn(positions, width))
-        self.patch_dropout = _patch_dropout(cfg.patch_dropout)
+        self.patch_dropout = PatchDropout(cfg.patch_dropout) if cfg.patch_dropout else nn.Identity()
         self.ln_pre = nn.Identity() if cfg.no_ln_pre else norm(width)
         self.transformer = Transformer(
             width,
@@ -109,7 +110,7 @@ class VisionTransformer(ImageTower):
         """Embedding, each block but the last, the last block with ln_post, the projection: layers + 2."""
         embedding = [self.conv1, self.class_embedding, self.positional_embedding, self.ln_pre]
         blocks, top = list(self.transformer.resblocks), [self.proj] if self.proj is not None else []
-        return [embedding, *([block] for block in blocks[:-1]), [blocks[-1], self.ln_post], top]
+        return [embedding, *([block] for block in blocks[:-1]), [blocks[-1], self.ln_post], *([top] if top else [])]
 
     def remove_projection(self) -> None:
         """Give the pooled vector [B, W] instead of features [B, D] from now on."""
@@ -121,15 +122,25 @@ class VisionTransformer(ImageTower):
 
     def fit_positions(self, key: str, stored: Tensor) -> Tensor:
         """Positions of another image size, resized."""
-        if key != "positional_embedding" or len(stored) == len(self.positional_embedding):
+        if key != "positional_embedding" or not can_resize(stored, self.positional_embedding):
             return stored
         return resize_positions(stored, self.grid_size)
 
 
-def _patch_dropout(share: float) -> nn.Module:
+class PatchDropout(nn.Module):
     """Leaves a random share of the patches out in training and keeps the class token (Li et al., 2023)."""
-    if share == 0:
-        return nn.Identity()
-    from timm.layers.patch_dropout import PatchDropout  # importing timm takes a second: only where it is used
 
-    return PatchDropout(share)
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        if not 0 <= share < 1:
+            raise UserError(f"vision_cfg.patch_dropout must be in [0, 1), got {share}")
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 1 + N, W] -> [B, 1 + max(1, int(N (1 - share))), W], patches in random order, as open_clip draws them."""
+        if not self.training or self.share == 0:
+            return x
+        batch, patches = len(x), x.shape[1] - 1
+        kept = torch.randn(batch, patches).topk(max(1, int(patches * (1 - self.share))), dim=-1).indices
+        rows = torch.arange(batch)[:, None]
+        return torch.cat([x[:, :1], x[:, 1:][rows, kept]], dim=1)

@@ -109,7 +109,7 @@ def test_a_folder_tells_architecture_and_preprocessing(tmp_path: Path) -> None:
     write_config(tmp_path, {"model_cfg": CONFIG, "preprocess_cfg": asked})
     architecture, preprocess = read_folder_config(tmp_path)
     assert architecture == CONFIG
-    assert preprocess == {"size": 32, "mean": [0.1, 0.2, 0.3], "interpolation": "bilinear"}
+    assert preprocess == {"mean": (0.1, 0.2, 0.3), "interpolation": "bilinear"}  # the size is the architecture's
     write_config(tmp_path, CONFIG)
     assert read_folder_config(tmp_path) == (CONFIG, {})
 
@@ -141,11 +141,14 @@ def test_the_file_of_weights_is_open_clips_choice(tmp_path: Path) -> None:
 def test_a_written_folder_is_open_clips(tmp_path: Path) -> None:
     theirs = open_clip_model(CONFIG)
     preprocess = {"size": 16, "mean": (0.1, 0.2, 0.3), "std": (1, 1, 1), "interpolation": "bilinear"}
-    write_folder(tmp_path / "a", theirs.state_dict(), CONFIG, {**preprocess, "resize_mode": "squash"})
+    write_folder(
+        tmp_path / "a", theirs.state_dict(), CONFIG, {**preprocess, "resize_mode": "squash", "crop_rounding": "floor"}
+    )
     loaded, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'a'}")
     assert same(loaded.state_dict(), theirs.state_dict())
     assert loaded.visual.preprocess_cfg["resize_mode"] == "squash"
     assert tuple(loaded.visual.preprocess_cfg["mean"]) == (0.1, 0.2, 0.3)
+    assert read_folder_config(tmp_path / "a")[1]["crop_rounding"] == "floor"  # which open_clip passes over
 
 
 def test_options_that_open_clip_does_not_know_are_refused(tmp_path: Path) -> None:

@@ -2,15 +2,16 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import open_clip
+import open_clip.model
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cliplab.errors import UserError
-from cliplab.models.checkpoints.weights import load_strictly, read_file, read_state_dict
-from cliplab.models.clip import CLIP
+from cliplab.models.checkpoints.weights import fitted, load_strictly, read_file, read_state_dict
+from cliplab.models.clip import CLIP, build_clip
+from tests.oracles import open_clip_model
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 8,
@@ -106,6 +107,98 @@ class TestReadStateDict:
         with pytest.raises(UserError, match="damaged") as error:
             read_state_dict(file)
         assert str(file) in str(error.value)
+
+
+class TestReadFile:
+    def test_a_file_knows_no_activation_and_no_preprocessing(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+        file = tmp_path / "weights.safetensors"
+        save_file(state, file)
+        weights = read_file(file)
+        assert (weights.source, weights.quick_gelu, weights.preprocess) == (str(file), None, {})
+        assert same(dict(weights.state_dict), state)
+
+    def test_openais_numbers_tell_its_activation(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+        numbers = {key: torch.tensor(8) for key in ("input_resolution", "context_length", "vocab_size")}
+        torch.save(state | numbers, tmp_path / "weights.pt")
+        weights = read_file(tmp_path / "weights.pt")
+        assert weights.quick_gelu is True and same(dict(weights.state_dict), state)
+
+    @pytest.mark.parametrize(
+        "prefix", ["module.", "_orig_mod.", "model.clip.", "_orig_mod.module.", "module._orig_mod."]
+    )
+    @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict"])
+    def test_wrappers_and_prefixes(
+        self, state: dict[str, Tensor], tmp_path: Path, prefix: str, wrapper: str | None
+    ) -> None:
+        content = prefixed(state, prefix)
+        torch.save({wrapper: content, "epoch": 1} if wrapper else content, tmp_path / "weights.pt")
+        assert same(dict(read_file(tmp_path / "weights.pt").state_dict), state)
+
+    def test_another_lightning_modules_checkpoint(self, state: dict[str, Tensor], tmp_path: Path) -> None:
+        content = prefixed(state, "model.") | {"loss.weight": torch.ones(1)}
+        torch.save({"state_dict": content}, tmp_path / "last.ckpt")
+        assert same(dict(read_file(tmp_path / "last.ckpt").state_dict), state)
+
+    def test_an_empty_state_dict_is_named(self, tmp_path: Path) -> None:
+        torch.save({}, tmp_path / "weights.pt")
+        with pytest.raises(UserError, match=r"weights\.pt holds an empty state dict"):
+            read_file(tmp_path / "weights.pt")
+
+
+class TestFitted:
+    """A state dict of one layout for a model of another."""
+
+    def model(self, custom: bool = False, **options: Any) -> Any:
+        with torch.device("cpu"):
+            return build_clip({**CONFIG, **options, "custom_text": custom})
+
+    @pytest.mark.parametrize("custom", [False, True])
+    def test_text_keys_with_and_without_their_prefix(self, state: dict[str, Tensor], custom: bool) -> None:
+        nested = self.model(custom=True)
+        nested.load_state_dict({k if k.startswith(("visual", "logit")) else f"text.{k}": v for k, v in state.items()})
+        model = self.model(custom)
+        for given in (state, nested.state_dict()):
+            load_strictly(model, given, "weights.pt")
+            assert same(model.state_dict(), nested.state_dict() if custom else state)
+
+    @pytest.mark.parametrize("nonscalar", [False, True])
+    def test_scalars_of_one_element(self, state: dict[str, Tensor], nonscalar: bool) -> None:
+        model = self.model(nonscalar_logit_scale=nonscalar, init_logit_bias=-10.0)
+        for shape in ([], [1]):
+            given = state | {"logit_scale": torch.full(shape, 1.5), "logit_bias": torch.full(shape, -3.0)}
+            load_strictly(model, given, "weights.pt")
+            assert model.logit_scale.shape == model.logit_bias.shape == ((1,) if nonscalar else ())
+            assert (model.logit_scale.item(), model.logit_bias.item()) == (1.5, -3.0)
+
+    def test_a_missing_bias_is_zero_as_in_open_clip(self, state: dict[str, Tensor]) -> None:
+        model = self.model(init_logit_bias=-10.0)
+        load_strictly(model, state, "weights.pt")
+        assert model.logit_bias.item() == 0.0
+        with pytest.raises(UserError, match=r"2 keys missing \(logit_bias, logit_scale\)"):
+            load_strictly(model, {k: v for k, v in state.items() if k != "logit_scale"}, "weights.pt")
+
+    def test_position_ids_are_left_out(self, state: dict[str, Tensor]) -> None:
+        given = state | {"text.embeddings.position_ids": torch.arange(6)}
+        assert "text.embeddings.position_ids" not in fitted(self.model(), given)
+        load_strictly(self.model(), given, "weights.pt")
+
+    @pytest.mark.parametrize("custom", [False, True])
+    def test_positions_of_another_size_are_open_clips(self, state: dict[str, Tensor], custom: bool) -> None:
+        config = CONFIG | {"vision_cfg": CONFIG["vision_cfg"] | {"image_size": 24}, "custom_text": custom}
+        config |= {"text_cfg": CONFIG["text_cfg"] | {"context_length": 9}}
+        model, theirs = build_clip(config), open_clip_model(config)
+        expected = open_clip.model.convert_to_custom_text_state_dict(dict(state)) if custom else dict(state)
+        open_clip.model.resize_pos_embed(expected, theirs)
+        open_clip.model.resize_text_pos_embed(expected, theirs)
+        load_strictly(model, state, "weights.pt")
+        found = model.state_dict()
+        assert found.keys() == expected.keys()
+        assert all((found[key] - expected[key]).abs().max() <= 1e-6 for key in found)
+
+    def test_nothing_given_is_changed(self, state: dict[str, Tensor]) -> None:
+        given = dict(state)
+        fitted(self.model(custom=True), given)
+        assert same(given, state)
 
 
 class TestLoadStrictly:

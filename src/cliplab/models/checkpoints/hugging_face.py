@@ -19,11 +19,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     kind = given.get("model_type")
     if kind not in KINDS:
         raise UserError(f"{folder}/config.json is of a '{kind}' model: there are readers for {', '.join(KINDS)}")
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(
-        kind, **{k: v for k, v in given.items() if k not in ("model_type", "auto_map")}
-    ).to_dict()
+    options = {k: v for k, v in given.items() if k not in ("model_type", "auto_map")}
+    try:
+        config = AutoConfig.for_model(kind, **options).to_dict()
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/config.json can't be: {str(error).splitlines()[-1].strip()}") from error
     if kind in ("clip", "siglip"):
         return config
     tower = "text_config" if "text" in kind else "vision_config"
@@ -43,7 +46,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def architecture_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config of `read_config` as an architecture in open_clip's form; a lone tower leaves the other empty."""
-    return _siglip_architecture(config) if config["model_type"] == "siglip" else _clip_architecture(config)
+    try:
+        return _siglip_architecture(config) if config["model_type"] == "siglip" else _clip_architecture(config)
+    except (TypeError, KeyError, ZeroDivisionError) as error:
+        raise UserError(f"config.json of {config['model_type']} can't be: {type(error).__name__} {error}") from error
 
 
 def _clip_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +70,9 @@ def _clip_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
             **_common(vision),
         }
     if text:
-        pool = {"pool_type": "argmax"}
+        pool: dict[str, Any] = {"pool_type": "argmax"}
+        if not isinstance(text["eos_token_id"], int):
+            raise UserError(f"text_config.eos_token_id must be a number, got {text['eos_token_id']!r}")
         if text["eos_token_id"] != _EOS_OF_OLD_CONFIGS:
             pool = {"pool_type": "eos", "eos_id": text["eos_token_id"]}
         architecture["text_cfg"] = {**_text_sizes(text), **_common(text), **pool}
@@ -92,14 +100,22 @@ def _siglip_architecture(config: Mapping[str, Any]) -> dict[str, Any]:
                 "depth": vision["num_hidden_layers"],
                 "num_heads": vision["num_attention_heads"],
                 "mlp_ratio": _mlp_ratio(vision),
-                "act_layer": "gelu_tanh" if vision["hidden_act"] in _TANH else "gelu",
+                "act_layer": _timm_activation(vision),
             },
         }
     if text:
         architecture.setdefault("embed_dim", text.get("projection_size") or text["hidden_size"])
+        architecture |= {"quick_gelu": True} if text["hidden_act"] == "quick_gelu" else {}
         siglip = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
         architecture["text_cfg"] = {**_text_sizes(text), **_common(text), **siglip}
     return architecture
+
+
+def _timm_activation(vision: Mapping[str, Any]) -> str:
+    known = {"gelu": "gelu", "quick_gelu": "quick_gelu", **dict.fromkeys(_TANH, "gelu_tanh")}
+    if vision["hidden_act"] not in known:
+        raise UserError(f"vision_config.hidden_act={vision['hidden_act']}: there is {', '.join(known)}")
+    return known[vision["hidden_act"]]
 
 
 def _text_sizes(text: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,30 +150,35 @@ def _mlp_ratio(tower: Mapping[str, Any]) -> float:
 
 def preprocess_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of Preprocess that the folder's image processor sets; its kind's own where there is no file."""
-    processor = _processor(folder)
-    is_siglip = config["model_type"] == "siglip"
+    processor, is_siglip = _processor(folder), config["model_type"] == "siglip"
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        if not processor.get(key, True):
+            raise UserError(f"{folder}: its image processor has {key}=false; here pictures always are")
     size = (config.get("vision_config") or {}).get("image_size", 224)
-    half = (0.5, 0.5, 0.5)
-    options: dict[str, Any] = {
-        "size": size,
-        "crop_rounding": "floor",
-        "resize_mode": "squash" if is_siglip else "shortest",
-    }
-    options |= {"mean": half, "std": half} if is_siglip else {}
+    options: dict[str, Any] = {"size": size, "crop_rounding": "floor"}
+    options |= {"mean": (0.5,) * 3, "std": (0.5,) * 3} if is_siglip else {}
     for field, key in (("mean", "image_mean"), ("std", "image_std")):
-        options |= {field: tuple(processor[key])} if key in processor else {}
+        if key in processor:
+            if not isinstance(processor[key], list):
+                raise UserError(f"{folder}: its image processor's {key} must be three numbers, got {processor[key]!r}")
+            options[field] = tuple(processor[key])
     if processor.get("resample", 3) not in _FILTERS:
         raise UserError(f"{folder}: its resample={processor['resample']} is neither bilinear (2) nor bicubic (3)")
     options["interpolation"] = _FILTERS[processor.get("resample", 3)]
-    asked = processor.get("size", {})
-    if isinstance(asked, dict) and "height" in asked and not processor.get("do_center_crop", False):
-        options["resize_mode"] = "squash"
-    crop = processor.get("crop_size", {})
-    crop = crop.get("height") if isinstance(crop, dict) else crop
-    shortest = asked.get("shortest_edge") if isinstance(asked, dict) else asked
-    if processor.get("do_center_crop", not is_siglip) and crop and shortest and crop != shortest:
-        raise UserError(f"{folder}: the image processor resizes to {shortest} and crops {crop}; both must be equal")
+    options["resize_mode"] = _resize_mode(folder, processor, is_siglip)
     return options
+
+
+def _resize_mode(folder: Path, processor: Mapping[str, Any], is_siglip: bool) -> str:
+    asked, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+    sides = {"shortest_edge": asked} if isinstance(asked, int) else dict(asked)
+    if "height" in sides and sides["height"] != sides.get("width"):
+        raise UserError(f"{folder}: its image processor makes pictures of {sides}: they must be square")
+    crop = crop if isinstance(crop, int) else crop.get("height")
+    shortest = sides.get("shortest_edge")
+    if processor.get("do_center_crop", not is_siglip) and crop and shortest and crop != shortest:
+        raise UserError(f"{folder}: its image processor resizes to {shortest} and crops {crop}; both must be equal")
+    return "squash" if "height" in sides or (is_siglip and not shortest) else "shortest"
 
 
 def _processor(folder: Path) -> dict[str, Any]:

@@ -28,12 +28,13 @@ def write_folder(
         raise UserError("the format hugging_face knows CLIP's ViT and SigLIP: save this model as open_clip")
     flat = {key.removeprefix("text.") if not is_siglip else key: value for key, value in state_dict.items()}
     config = _siglip_config(flat, architecture) if is_siglip else _clip_config(flat, architecture)
+    squashed = preprocess["resize_mode"] == "squash"
+    processor = _processor(preprocess, "SiglipImageProcessor" if is_siglip and squashed else "CLIPImageProcessor")
     converted = from_open_clip(flat, is_siglip)
-    if is_siglip:
-        converted |= {key: converted[key].reshape(1) for key in ("logit_scale", "logit_bias")}
+    scalars = {"logit_scale", "logit_bias"} & converted.keys()
+    converted |= {key: converted[key].reshape([1] if is_siglip else []) for key in scalars}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(converted, folder / "model.safetensors", metadata={"format": "pt"})
-    processor = _processor(preprocess, "SiglipImageProcessor" if is_siglip else "CLIPImageProcessor")
     for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if not is_siglip and config["text_config"]["vocab_size"] == 49408:
@@ -47,6 +48,8 @@ def _clip_config(state_dict: Mapping[str, Tensor], architecture: Mapping[str, An
     pool = text.get("pool_type", "argmax")
     if pool not in ("argmax", "eos"):
         raise UserError(f"text_cfg.pool_type={pool}: transformers' CLIPModel pools at the end token only")
+    if pool == "eos" and text.get("eos_id", 2) == 2:
+        raise UserError("text_cfg.eos_id=2 with pool_type=eos: transformers takes 2 for a pooling at the largest id")
     width = vision["width"]
     return {
         "architectures": ["CLIPModel"],
@@ -93,7 +96,7 @@ def _siglip_config(state_dict: Mapping[str, Tensor], architecture: Mapping[str, 
         "hidden_act": activation,
         "layer_norm_eps": 1e-6,
     }
-    sizes = _sizes(state_dict, "text.transformer.resblocks", text, quick=False)
+    sizes = _sizes(state_dict, "text.transformer.resblocks", text, quick=architecture.get("quick_gelu", False))
     written = {
         "model_type": "siglip_text_model",
         "num_attention_heads": text["heads"],
@@ -113,8 +116,9 @@ def _trunk_options(vision: Mapping[str, Any]) -> tuple[int, str]:
         options = vision.get("timm_kwargs") or {}
         trunk: Any = timm.create_model(vision["timm_model_name"], num_classes=0, global_pool="map", **options)
     block = trunk.blocks[0]
-    tanh = getattr(block.mlp.act, "approximate", None) == "tanh" or "Tanh" in type(block.mlp.act).__name__
-    return block.attn.num_heads, "gelu_pytorch_tanh" if tanh else "gelu"
+    name = type(block.mlp.act).__name__
+    tanh = getattr(block.mlp.act, "approximate", None) == "tanh" or "Tanh" in name
+    return block.attn.num_heads, "quick_gelu" if "Quick" in name else "gelu_pytorch_tanh" if tanh else "gelu"
 
 
 def _sizes(state_dict: Mapping[str, Tensor], blocks: str, cfg: Mapping[str, Any], quick: bool) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def _processor(preprocess: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return {
         "image_processor_type": kind,
         "do_resize": True,
-        "size": {"height": size, "width": size} if squash or kind.startswith("Siglip") else {"shortest_edge": size},
+        "size": {"height": size, "width": size} if squash else {"shortest_edge": size},
         "resample": _RESAMPLE[preprocess["interpolation"]],
         "do_center_crop": not squash,
         "crop_size": {"height": size, "width": size},

@@ -73,13 +73,21 @@ def read_folder_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Architecture and preprocessing of an OpenCLIP folder. Raises UserError."""
     config = read_json(folder / CONFIG)
     architecture = config.get("model_cfg", config)
+    if not isinstance(architecture, dict):
+        raise UserError(f"{folder / CONFIG}: model_cfg must be a mapping, got {architecture!r}")
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(architecture)
     if missing:
         raise UserError(f"{folder / CONFIG} lacks {', '.join(sorted(missing))} (model_cfg)")
+    for section in ("vision_cfg", "text_cfg"):
+        if not isinstance(architecture[section], dict):
+            raise UserError(f"{folder / CONFIG}: {section} must be a mapping, got {architecture[section]!r}")
     asked = config.get("preprocess_cfg") or {}
-    known = {key: asked[key] for key in ("size", *_PREPROCESS) if asked.get(key) is not None}
-    if isinstance(known.get("size"), list | tuple):
-        known["size"] = known["size"][0]
+    if not isinstance(asked, dict):
+        raise UserError(f"{folder / CONFIG}: preprocess_cfg must be a mapping, got {asked!r}")
+    known = {key: asked[key] for key in (*_PREPROCESS, "crop_rounding") if asked.get(key) is not None}
+    known |= {key: tuple(known[key]) for key in ("mean", "std") if isinstance(known.get(key), list)}
+    if known.get("interpolation") == "random":  # a choice of training alone: open_clip evaluates bicubic then
+        known["interpolation"] = "bicubic"
     return architecture, known
 
 
@@ -104,13 +112,29 @@ def write_folder(
     """
     from safetensors.torch import save_file
 
-    extra = architecture["vision_cfg"].get("timm_kwargs")
-    if extra:
-        raise UserError(f"open_clip has no words for timm_kwargs={extra}: save in the format hugging_face")
+    _refuse_what_open_clip_cannot_build(architecture["vision_cfg"])
     text_cfg = {key: value for key, value in architecture["text_cfg"].items() if key != "hf_model_pretrained"}
     model_cfg = {**architecture, "text_cfg": text_cfg}
-    known = {key: preprocess[key] for key in ("size", *_PREPROCESS)}
+    known = {key: preprocess[key] for key in ("size", *_PREPROCESS, "crop_rounding")}  # the last is ours alone
     config = {"model_cfg": model_cfg, "preprocess_cfg": {**known, "mode": "RGB", "fill_color": 0}}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(state_dict), folder / _FILES[0])
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse_what_open_clip_cannot_build(vision: Mapping[str, Any]) -> None:
+    extra, name = vision.get("timm_kwargs"), vision.get("timm_model_name")
+    if extra:
+        raise UserError(f"open_clip has no words for timm_kwargs={extra}: save in the format hugging_face")
+    if name:
+        import timm
+        import torch
+
+        with torch.device("meta"):
+            trunk = timm.create_model(name)
+        own = trunk.default_cfg["input_size"][-1]  # type: ignore[index,union-attr]
+        if hasattr(trunk, "set_input_size") and vision["image_size"] != own:
+            raise UserError(
+                f"open_clip builds {name} for pictures of {own} alone, this one takes {vision['image_size']}: it can't "
+                "be saved in the format open_clip"
+            )

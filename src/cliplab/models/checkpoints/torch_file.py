@@ -3,6 +3,7 @@
 import pickle
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ _DAMAGED = (
     TypeError,
     AssertionError,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _WRAPPERS = ("state_dict", "model_state_dict")
 # Of DistributedDataParallel, torch.compile, a run's own checkpoint, and of anyone's LightningModule.
-_PREFIXES = ("module.", "_orig_mod.", "model.clip.", "model.visual.")
+_PREFIXES = ("module.", "_orig_mod.", "module.", "model.clip.", "model.visual.")
 _OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # of OpenAI's archives, beside the weights
 _TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 
@@ -49,7 +49,7 @@ def read_file(path: Path) -> Weights:
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by the file's own keys; wrappers (`state_dict`, `module.`) are removed. Raises UserError."""
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+    content = _read_safetensors(path) if _is_safetensors(path) else read_torch_file(path)
     for wrapper in _WRAPPERS:
         content = content.get(wrapper, content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(
@@ -63,6 +63,20 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not content:
         raise UserError(f"{path} holds an empty state dict")
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the ending. Raises UserError where the content, a JSON header after eight bytes of length, says otherwise."""
+    if path.suffix.lower() == ".safetensors":
+        return True
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False  # the reader says why
+    if start[8:] == b"{":
+        raise UserError(f"{path} is a safetensors file under another ending: rename it to .safetensors")
+    return False
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -88,6 +102,8 @@ def fitted(model: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tens
         theirs = {key.removeprefix("text."): value for key, value in theirs.items()}
     if "logit_bias" in ours and "logit_bias" not in theirs and "logit_scale" in theirs:
         theirs["logit_bias"] = torch.zeros_like(ours["logit_bias"], device="cpu")
+    # Files from before torch counted batches lack the counter; torch itself fills it in.
+    theirs |= {k: v.cpu() for k, v in ours.items() if k.endswith("num_batches_tracked") and k not in theirs}
     for key, value in theirs.items():
         if key in ours and value.numel() == ours[key].numel() == 1:
             theirs[key] = value.reshape(ours[key].shape)
@@ -103,8 +119,18 @@ def _fit_positions(model: nn.Module, state_dict: dict[str, Tensor]) -> None:
                 fitted = module.fit_positions(key.removeprefix(prefix), state_dict[key])
                 state_dict[key] = _told(key, state_dict[key], fitted)
         key = f"{prefix}positional_embedding"
-        if isinstance(module, CLIPTextTower) and len(state_dict.get(key, ())) not in (0, module.context_length):
+        if isinstance(module, CLIPTextTower) and _is_other_context(state_dict.get(key), module):
             state_dict[key] = _told(key, state_dict[key], resize_text_positions(state_dict[key], module.context_length))
+
+
+def _is_other_context(stored: Tensor | None, tower: CLIPTextTower) -> bool:
+    own = tower.positional_embedding
+    return (
+        stored is not None
+        and stored.dim() == 2
+        and stored.shape[1] == own.shape[1]
+        and len(stored) not in (0, len(own))
+    )
 
 
 def _told(key: str, stored: Tensor, fitted: Tensor) -> Tensor:
