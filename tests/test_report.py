@@ -9,8 +9,9 @@ from rich.table import Table
 from torch import nn
 
 from cliplab.benchmark import make_protocol
+from cliplab.evaluation.audit import SHARES
 from cliplab.published import PublishedRow
-from cliplab.report import STAND_IN_NOTICE, console, parts_table, results_table
+from cliplab.report import STAND_IN_NOTICE, audit_table, console, parts_table, results_table, title_of
 from cliplab.training.optim import ParameterGroup
 
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -195,6 +196,28 @@ def test_brackets_of_a_published_row_are_text_and_no_markup(monkeypatch: pytest.
 def test_brackets_of_our_own_name_are_text_too() -> None:
     """A model without a composer goes by its architecture, which may be a path."""
     assert "towers/[small].json" in text_of(results_table(results("wardrobe"), "towers/[small].json"))
+
+
+# audit_table
+
+
+def test_the_audit_has_a_row_per_benchmark_and_k() -> None:
+    shares = dict(zip(SHARES, (10.0, 20.0, 25.0, 50.125, 5.0, 24.875), strict=True))
+    other = {share: value / 2 for share, value in shares.items()}
+    audit = {name: {"R@10": shares, "R@50": other} for name in ("dress", "shirt", "mean")}
+    table = audit_table(audit, "audit")
+    assert list(cells(table)) == [f"{name} {kind}" for name in audit for kind in ("R@10", "R@50")]
+    assert list(cells(table)["dress R@10"]) == [share.replace("_", " ") for share in SHARES]
+    assert list(cells(table)["dress R@10"].values()) == ["10.00", "20.00", "25.00", "50.12", "5.00", "24.88"]
+    del audit["shirt"]
+    assert list(cells(audit_table(audit, "audit"))) == ["dress R@10", "dress R@50"]
+
+
+def test_titles_name_data_split_protocol_and_stand_ins() -> None:
+    content = results("wardrobe", "val")
+    assert title_of(content, "queries") == "wardrobe, split val, protocol val (queries in %)"
+    content["data"]["stand_in_images"] = True
+    assert title_of(content, "queries").endswith("(queries in %) | STAND-IN PICTURES")
 
 
 # parts_table

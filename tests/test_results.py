@@ -9,7 +9,7 @@ import pytest
 
 from cliplab import results
 from cliplab.errors import UserError
-from cliplab.results import SCHEMA, read_results, write_ranks, write_results
+from cliplab.results import SCHEMA, read_results, write_json, write_ranks, write_results
 
 CONTENT = {"metrics": {"test/dress/R@10": 12.5}, "data": {"name": "wardrobe", "counts": None}, "text": "Größe"}
 
@@ -104,3 +104,8 @@ def test_ranks_are_a_row_per_query(tmp_path: Path) -> None:
 def test_ranks_of_unequal_length_are_a_defect(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         write_ranks(tmp_path / "dress.csv", ["a", "b"], [1.0], [0])
+
+
+def test_json_beside_the_results(tmp_path: Path) -> None:
+    write_json(tmp_path / "audit.json", {"percent": {"dress": 12.5}})
+    assert json.loads((tmp_path / "audit.json").read_text()) == {"percent": {"dress": 12.5}}

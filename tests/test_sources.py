@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cliplab.data.images import OPENAI_MEAN
+from cliplab.data.geometry import OPENAI_MEAN
 from cliplab.errors import UserError
 from cliplab.sources import OPENAI, architecture_name, check_source, find_source
 from tests.conftest import TINY

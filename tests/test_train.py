@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import re
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from cliplab.errors import UserError, message_of
+from cliplab.training.loggers import read_curves
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +44,7 @@ def test_a_run_leaves_what_it_promises(finished):
     run, printed = finished
     results = json.loads((run / "results.json").read_text())
     names = {"config.yaml", "results.json", "checkpoints", "tensorboard", "metrics.csv", "ranks", "pictures"}
+    names |= {"audit.json", "audit.png", "curves.png"}
     assert names <= {path.name for path in run.iterdir()}
     assert results["schema"] == 1
     assert {"test/dress/R@10", "test/mean/R@50", "test/toptee/median_rank"} <= set(results["metrics"])
@@ -55,8 +58,31 @@ def test_a_run_leaves_what_it_promises(finished):
     assert results["data"]["counts"]["dress"]["train"]["records"] == 48
     assert len(results["data"]["manifest_hash"]) == 64
     assert {"fit", "test"} <= set(results["seconds"])
-    for row in ("combiner", "image_only", "text_only"):
+    for row in ("combiner", "image_only", "text_only", "modality audit"):
         assert row in printed
+
+
+def test_the_audit_agrees_with_the_recalls(finished):
+    run, _ = finished
+    results = json.loads((run / "results.json").read_text())
+    assert json.loads((run / "audit.json").read_text())["percent"] == results["audit"]
+    assert list(results["audit"]) == ["dress", "shirt", "toptee", "mean"]
+    for name, kinds in results["audit"].items():
+        for kind, shares in kinds.items():
+            recall = results["metrics"][f"test/{name}/{kind}"]
+            assert shares["either"] + shares["composer_only"] - shares["lost"] == pytest.approx(recall)
+            for label in ("image_only", "text_only"):
+                assert shares[label] == pytest.approx(results["baselines"][label][f"test/{name}/{kind}"])
+
+
+def test_a_chart_that_fails_loses_nothing(tiny_config, monkeypatch, caplog):
+    monkeypatch.setattr("cliplab.charts.curves_figure", lambda *_: 1 / 0)
+    logging.getLogger("cliplab").propagate = True
+    main_of("train")(["--config", str(tiny_config), "name=chartless", "trainer.max_epochs=1"])
+    run = tiny_config.parent / "runs" / "chartless"
+    assert "curves.png: ZeroDivisionError" in caplog.text
+    assert (run / "results.json").is_file() and (run / "audit.png").is_file()
+    assert not (run / "curves.png").exists()
 
 
 def test_recalls_follow_from_the_ranks_on_disk(finished):
@@ -85,6 +111,8 @@ def test_eval_reproduces_the_test_numbers_to_the_last_digit(finished):
     again = json.loads(next((run / "eval").glob("*/results.json")).read_text())
     assert again["metrics"] == trained["metrics"]
     assert again["baselines"] == trained["baselines"]
+    assert again["audit"] == trained["audit"]
+    assert {path.name for path in next((run / "eval").iterdir()).glob("*.png")} == {"audit.png"}
 
 
 def test_killed_after_an_epoch_and_started_again_equals_the_uninterrupted_run(finished, tiny_config):
@@ -105,6 +133,7 @@ def test_killed_after_an_epoch_and_started_again_equals_the_uninterrupted_run(fi
     assert json.loads((run / "results.json").read_text())["metrics"] == uninterrupted["metrics"]
     epochs = {line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()[1:]}
     assert {"0", "1"} <= epochs
+    assert read_curves(run / "metrics.csv") == read_curves(finished[0] / "metrics.csv")
 
 
 def test_missing_fashioniq_is_one_clear_message():
@@ -152,6 +181,7 @@ def test_importing_cliplab_imports_nothing_heavy():
         ("data.name=fashionqi", "did you mean 'fashioniq'"),
         ("data.categories=[dres]", "dres"),
         ("data.pad=round", "data.pad"),
+        ("data.image_backend=pillow", "data.image_backend must be exact or fast"),
         ("model.freeze=[composr]", "did you mean 'composer'"),
         ("model.composer=null", "model.composer.name"),
         ("model.weights=nothing.safetensors", "nothing.safetensors"),
@@ -218,7 +248,9 @@ def test_a_dual_encoder_trains_on_captions(tiny_config):
     main_of("train")([*arguments, "trainer.max_epochs=1"])
     results = json.loads((tiny_config.parent / "runs/captions/results.json").read_text())
     assert {"test/t2i/R@1", "test/i2t/R@10", "test/mean/R@10"} <= set(results["metrics"])
-    assert results["baselines"] == {}
+    assert results["baselines"] == {} and results["audit"] == {}
+    names = {path.name for path in (tiny_config.parent / "runs/captions").iterdir()}
+    assert "curves.png" in names and not names & {"audit.json", "audit.png"}
 
 
 @pytest.mark.parametrize(

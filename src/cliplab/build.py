@@ -80,7 +80,7 @@ def check_parts(config: Config) -> None:
                 raise UserError(f"{key}: unknown part '{part}': {closest(part, PARTS)}")
     check_ranges(config)
     same_image(config)
-    ImageTransform(Preprocess(), data.pad, data.crop_scale, data.flip)
+    ImageTransform(Preprocess(), data.pad, data.crop_scale, data.flip, data.image_backend)
     if build_protocol(config).hit == "single_target" and model.composer is None:
         known = ", ".join(COMPOSERS)
         raise UserError(f"data.name={data.name} asks composed queries: set model.composer.name ({known})")
@@ -197,6 +197,7 @@ def build_datamodule(
         pad=data.pad,
         crop_scale=data.crop_scale,
         flip=data.flip,
+        image_backend=data.image_backend,
     )
 
 

@@ -10,15 +10,17 @@ from typing import Any
 
 import lightning as L
 
-from cliplab import build, report
+from cliplab import build, charts, report
 from cliplab.config import Config
 from cliplab.data.dataset import RetrievalDataset
+from cliplab.evaluation.audit import SHARES, modality_audit
 from cliplab.evaluation.evaluator import RankedBenchmark
 from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
 from cliplab.evaluation.submissions import write_submission
 from cliplab.models.checkpoints.weights import load_strictly
-from cliplab.results import write_ranks, write_results
+from cliplab.results import write_json, write_ranks, write_results
 from cliplab.run import RunDirectory, claim_run, find_run, read_checkpoint, run_directory
+from cliplab.training.loggers import read_curves
 from cliplab.training.module import RetrievalModule
 
 log = logging.getLogger(__name__)
@@ -110,7 +112,7 @@ def finish(
     seconds: dict[str, float],
     **origin: Any,
 ) -> None:
-    """Write ranks and results.json, print the table."""
+    """Write ranks, audit.json and results.json, print the tables, draw the charts."""
     own = module.outcome[""]
     told = {
         "seconds": {phase: round(value, 2) for phase, value in seconds.items()},
@@ -126,14 +128,29 @@ def finish(
         ranks = ranked.ranks_under_protocol().tolist()
         write_ranks(run.path / "ranks" / f"{name}.csv", ranked.benchmark.query_names, ranks, ranked.ranks.ties.tolist())
     content = results_of(config, module, dataset) | told
+    if content["audit"]:
+        write_json(run.path / "audit.json", {"meaning": SHARES, "percent": content["audit"]})
     write_results(run.results, content)
     console = report.console()
     composed = config.model.composer is not None and content["protocol"]["hit"] == "single_target"
     label = config.model.composer["name"] if composed and config.model.composer else config.model.arch
     console.print(report.results_table(content, label))
+    if content["audit"]:
+        console.print(report.audit_table(content["audit"], report.title_of(content, "modality audit: queries")))
+    draw_charts(run, content)
     pictures = run.path / "pictures"
     shown = f"   pictures: {pictures}" if any(pictures.glob("*.png")) else ""
     console.print(f"results: {run.results}{shown}", style="dim", highlight=False)
+
+
+def draw_charts(run: RunDirectory, content: dict[str, Any]) -> None:
+    """audit.png where composed queries were audited, curves.png where something was trained."""
+    audit, metrics = content["audit"], run.path / "metrics.csv"
+    if audit:
+        title = report.title_of(content, "modality audit: queries")
+        charts.save_chart(lambda: charts.audit_figure(audit, title), run.path / "audit.png")
+    if metrics.is_file():
+        charts.save_chart(lambda: charts.curves_figure(read_curves(metrics), run.path.name), run.path / "curves.png")
 
 
 def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDataset) -> dict[str, Any]:
@@ -146,12 +163,14 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
         probed = {"linear_probe": chosen}
     own = module.outcome[""]
     recall_at = next(iter(own.values())).benchmark.protocol.recall_at
-    hard = {n: r.ranks_under_protocol() for n, r in own.items() if r.benchmark.gains is None}  # hits are 0 or 1
+    ranks = {label: {n: r.ranks_under_protocol() for n, r in ways.items()} for label, ways in module.outcome.items()}
+    hard = {name: rank for name, rank in ranks[""].items() if own[name].benchmark.gains is None}  # hits are 0 or 1
     intervals = bootstrap_intervals(hard, recall_at, config.seed)
     return {
         "metrics": metrics.pop(""),
         "baselines": metrics,
         **probed,
+        "audit": modality_audit(ranks, recall_at),
         "intervals": {f"test/{key}": value for key, value in intervals.items()},
         **_setting(config, module, dataset),
     }

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cliplab.evaluation.audit import SHARES, Audit
 from cliplab.evaluation.metrics import metric_names
 from cliplab.published import matching_rows
 from cliplab.training.optim import ParameterGroup
@@ -45,7 +46,7 @@ def results_table(results: Mapping[str, Any], name: str) -> Table:
     Cells of our own run carry the 95 % bootstrap interval over queries.
     """
     protocol, data = results["protocol"], results["data"]
-    table = Table(title=_title(data["name"], protocol, data), caption=_caption(results), caption_justify="left")
+    table = Table(title=title_of(results, "recall"), caption=_caption(results), caption_justify="left")
     columns = _columns(results["metrics"], protocol)
     table.add_column("")
     for key in columns:
@@ -57,6 +58,28 @@ def results_table(results: Mapping[str, Any], name: str) -> Table:
         table.add_row(label, *(_cell(metrics, {}, key) for key in columns))
     if not data["stand_in_images"]:
         _add_published(table, columns, data["name"], protocol)
+    return table
+
+
+def title_of(results: Mapping[str, Any], what: str) -> str:
+    """Data set, split and protocol of a run, and what is shown in percent."""
+    protocol, data = results["protocol"], results["data"]
+    stand_in = " | STAND-IN PICTURES" if data["stand_in_images"] else ""
+    return f"{data['name']}, split {protocol['split']}, protocol {protocol['name']} ({what} in %){stand_in}"
+
+
+def audit_table(audit: Audit, title: str) -> Table:
+    """One row per benchmark and K: percent of the queries that one modality solves, that need both, and the rest."""
+    meaning = "composer only: by neither alone, needs both; lost: by one alone, not by the composer; unsolved: by none"
+    table = Table(title=title, caption=meaning, caption_justify="left")
+    table.add_column("")
+    for share in SHARES:
+        table.add_column(share.replace("_", " "), justify="right", style="bold" if share == "composer_only" else None)
+    for name, shares in audit.items():
+        if name == "mean" and len(audit) == 2:
+            continue
+        for kind, row in shares.items():
+            table.add_row(f"{escape(name)} {kind}", *(f"{row[share]:.2f}" for share in SHARES))
     return table
 
 
@@ -76,11 +99,6 @@ def _cell(metrics: Mapping[str, float], intervals: Mapping[str, Sequence[float]]
         return f"{metrics[key]:.2f}"
     low, high = (f"{value:.1f}" if value < 99.95 else "100" for value in low_high)
     return f"{metrics[key]:.2f}\n{low}-{high}"
-
-
-def _title(benchmark: str, protocol: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    stand_in = " | STAND-IN PICTURES" if data["stand_in_images"] else ""
-    return f"{benchmark}, split {protocol['split']}, protocol {protocol['name']} (recall in %){stand_in}"
 
 
 def _caption(results: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,3 +74,8 @@ def write_ranks(path: Path, names: list[str], ranks: list[float], ties: list[int
         writer = csv.writer(file)
         writer.writerow(["query", "rank", "ties"])
         writer.writerows(zip(names, ranks, ties, strict=True))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """What stands beside results.json, for people and scripts."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -337,3 +337,25 @@ def test_the_protocol_of_captions_may_be_an_object(karpathy_root: Path) -> None:
     protocol = make_protocol({"name": "clip_benchmark", "prompt": "a {}"})
     assert KarpathyDataModule(karpathy_root, protocol=protocol).protocol is protocol
     assert KarpathyDataModule(karpathy_root, protocol={"prompt": "a {}"}).protocol == protocol
+
+
+def test_the_image_backend_arrives(fashioniq_root: Path) -> None:
+    assert fashioniq(fashioniq_root).transform.backend == "exact"
+    module = fashioniq(fashioniq_root, image_backend="fast")
+    assert module.transform.backend == "fast"
+    assert train_epoch(module, 1).keys() == train_epoch(fashioniq(fashioniq_root), 1).keys()
+
+
+class ThreadCount(ImageTransform):
+    def __call__(self, image: Any, generator: np.random.Generator | None = None) -> Tensor:
+        return torch.tensor(torch.get_num_threads())
+
+
+def test_a_worker_process_uses_one_thread(fashioniq_root: Path) -> None:
+    """So that workers, of which there is one per core, don't fight for the cores."""
+    module = fashioniq(fashioniq_root, num_workers=1, image_backend="fast")
+    module.transform = ThreadCount(Preprocess(size=8))
+    for loader in (module.train_dataloader(), *module.val_dataloader()[:2]):
+        batch = next(iter(loader))
+        counts = [part["image"] for part in (batch.get("query", {}), batch.get("target", {})) if "image" in part]
+        assert counts and all(set(count.tolist()) == {1} for count in counts)

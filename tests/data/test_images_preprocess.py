@@ -10,7 +10,8 @@ import torch
 import transformers
 from PIL import Image
 
-from cliplab.data.images import OPENAI_MEAN, OPENAI_STD, ImagePreprocess, ImageTransform, Preprocess
+from cliplab.data.geometry import OPENAI_MEAN, OPENAI_STD
+from cliplab.data.images import ImagePreprocess, ImageTransform, Preprocess
 from cliplab.errors import UserError
 from tests.data.test_images import noise
 from tests.data.test_real_annotations import needs

@@ -1,7 +1,7 @@
 import csv
 from pathlib import Path
 
-from cliplab.training.loggers import continued_csv_logger
+from cliplab.training.loggers import Curves, continued_csv_logger, read_curves
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -61,3 +61,32 @@ def test_a_new_run_starts_afresh(tmp_path: Path) -> None:
 def test_a_resumed_run_without_a_file_starts_one(tmp_path: Path) -> None:
     log(tmp_path, True, FIRST)
     assert rows(tmp_path) == EXPECTED
+
+
+def curves(folder: Path, sessions: list[list[tuple[int, dict[str, float]]]]) -> Curves:
+    for number, session in enumerate(sessions):
+        log(folder, number > 0, session)
+    return read_curves(folder / "metrics.csv")
+
+
+EPOCH = [(9, {"train/loss": 4.0, "epoch": 0}), (11, {"val/dress/R@10": 20.0, "val/mean/R@10": 30.0, "epoch": 0})]
+
+
+def test_curves_are_the_loss_by_step_and_the_recalls_by_epochs_trained(tmp_path: Path) -> None:
+    more = [(19, {"train/loss": 3.0, "lr": 0.1, "epoch": 1}), (23, {"val/dress/R@10": 25.0, "epoch": 1})]
+    noise = [(23, {"test/dress/R@10": 99.0, "val/dress/R@10_optimistic": 98.0, "val/dress/mean_rank": 7.0, "epoch": 2})]
+    found = curves(tmp_path, [[*EPOCH, *more, *noise]])
+    assert found.loss == {9: 4.0, 19: 3.0}
+    assert found.recalls == {"dress/R@10": {1: 20.0, 2: 25.0}, "mean/R@10": {1: 30.0}}
+
+
+def test_curves_go_on_where_a_run_was_resumed(tmp_path: Path) -> None:
+    """Killed at step 35 of the second epoch, continued after the first; step 19 is there twice."""
+    killed = [(19, {"train/loss": 3.9, "epoch": 1}), (29, {"train/loss": 3.8, "epoch": 1})]
+    found = curves(tmp_path, [[*EPOCH, *killed], [(19, {"train/loss": 3.0, "epoch": 1})]])
+    assert found.loss == {9: 4.0, 19: 3.0}, "29 was taken back and not trained again"
+    assert found.recalls == {"dress/R@10": {1: 20.0}, "mean/R@10": {1: 30.0}}
+
+
+def test_curves_of_a_run_that_logged_nothing_are_empty(tmp_path: Path) -> None:
+    assert curves(tmp_path, [[(0, {"lr": 0.1})]]) == Curves()

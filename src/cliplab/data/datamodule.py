@@ -27,7 +27,7 @@ from cliplab.data.coco import COCO
 from cliplab.data.dataset import RetrievalDataset
 from cliplab.data.fashioniq import FashionIQ
 from cliplab.data.flickr30k import Flickr8k, Flickr30k
-from cliplab.data.images import ImageTransform, Preprocess, read_image
+from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.data.karpathy import Karpathy
 from cliplab.data.samplers import EpochSampler, SeparateSampler
 from cliplab.errors import UserError
@@ -54,8 +54,8 @@ class TrainRows(data.Dataset):
         text = row["texts"][generator.integers(len(row["texts"]))]
         query: dict[str, Tensor] = {"text": self.tokenize(text)[0]}
         if row["reference"] is not None:
-            query["image"] = self.transform(read_image(row["reference"]), generator)
-        target = {"image": self.transform(read_image(row["target"]), generator)}
+            query["image"] = self.transform(row["reference"], generator)
+        target = {"image": self.transform(row["target"], generator)}
         ids = {"row_id": row_id, "query_id": row_id, "target_id": row["target_id"], "reference_id": row["reference_id"]}
         return {"query": query, "target": target, **ids}
 
@@ -73,7 +73,7 @@ class EvalRows(data.Dataset):
         row = self.table[row_id]
         inputs: dict[str, Tensor] = {}
         if row["image"] is not None:
-            inputs["image"] = self.transform(read_image(row["image"]))
+            inputs["image"] = self.transform(row["image"])
         if row["text"] is not None:
             inputs["text"] = self.tokenize(row["text"])[0]
         if self.role == "query":
@@ -101,6 +101,7 @@ class RetrievalDataModule(L.LightningDataModule):
         crop_scale: float = 1.0,
         flip: bool = False,
         separate: bool | None = None,
+        image_backend: str = "exact",
     ) -> None:
         super().__init__()
         # Whether the targets of a global training batch all differ; None = as the data set has it.
@@ -108,7 +109,7 @@ class RetrievalDataModule(L.LightningDataModule):
         self.dataset = dataset
         self.protocol = protocol or make_protocol({"name": dataset.default_protocol}, dataset.protocol_table)
         self.tokenize = tokenize or Tokenizer()
-        self.transform = ImageTransform(preprocess or Preprocess(), pad, crop_scale, flip)
+        self.transform = ImageTransform(preprocess or Preprocess(), pad, crop_scale, flip, image_backend)
         self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
             batch_size,
             eval_batch_size,

@@ -1,23 +1,27 @@
-"""From a file to a uint8 tensor [3, H, W]: find it, decode it, pad, resize, crop."""
+"""From a file to a uint8 tensor [3, H, W]: find it, decode it, draw it at its geometry, by one of two backends.
 
+exact: Pillow decodes and resizes, bit for bit what CLIP, open_clip and CLIP4Cir do.
+fast: torchvision decodes JPEG files (the same bits), torch resizes uint8 tensors (at most 2 grey levels apart).
+"""
+
+import dataclasses
+import io
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_type_hints
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from cliplab.data.geometry import Geometry, Preprocess, evaluation_crop, random_crop, target_border
 from cliplab.errors import UserError
-from cliplab.registry import fits
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
-OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
-OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 # What Pillow raises for broken files.
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error, Image.DecompressionBombError)
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -70,7 +74,10 @@ class ImageFolder:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Decode to RGB: palette, RGBA, greyscale and CMYK files included. Raises UserError naming an unreadable file."""
+    """Decode to RGB: palette, RGBA, greyscale and CMYK files included; an EXIF orientation is ignored.
+
+    Raises UserError naming an unreadable file.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -80,111 +87,137 @@ def read_image(path: str | Path) -> Image.Image:
         raise UserError(f"can't read the image {path}: {error}. The file is damaged or no image: replace it") from error
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """How a picture becomes the input of a model; size, mean and std belong to the weights."""
+def read_pixels(path: str | Path) -> Tensor:
+    """As `read_image`, but uint8 [3, H, W], where torchvision decodes the JPEG files: the same bits and errors."""
+    from torchvision.io import ImageReadMode, decode_jpeg  # heavy: exact doesn't need it
 
-    size: int = 224
-    mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    resize_mode: Literal["shortest", "squash", "longest"] = "shortest"  # longest: padded with black to a square
-    crop_rounding: Literal["half_even", "floor"] = "half_even"  # torchvision (OpenAI, open_clip) or Hugging Face
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for key, hint in hints.items():
-            if not fits(getattr(self, key), hint):
-                raise UserError(f"preprocessing: {key} must be {hint}, got {getattr(self, key)!r}")
-        if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or 0 in self.std:
-            raise UserError(f"preprocessing: size must be 1 or more, mean and std three numbers, no std 0: {self}")
+    encoded = _jpeg(path)
+    if encoded is not None:
+        try:
+            decoded = decode_jpeg(torch.frombuffer(encoded, dtype=torch.uint8), ImageReadMode.RGB)
+            assert isinstance(decoded, Tensor)  # it is a list for a list
+            return decoded
+        except RuntimeError:
+            pass  # Pillow says what is wrong with the file, or reads it after all
+    return pixels_of(read_image(path))
 
 
-def target_pad(image: Image.Image, ratio: float = 1.25) -> Image.Image:
-    """CLIP4Cir's TargetPad: zero-pad the short side until long / short = `ratio`; unchanged when it is lower."""
-    width, height = image.size
-    if max(width, height) / min(width, height) < ratio:
-        return image
-    scaled = max(width, height) / ratio
-    horizontal, vertical = (max(int((scaled - side) / 2), 0) for side in (width, height))
-    return ImageOps.expand(image, (horizontal, vertical, horizontal, vertical), fill=0)
+def _jpeg(path: str | Path) -> bytearray | None:
+    """The file, if Pillow takes it for a JPEG file that it would decode."""
+    try:
+        encoded = Path(path).read_bytes()
+        with Image.open(io.BytesIO(encoded)) as image:  # reads the header only
+            return bytearray(encoded) if isinstance(image, JpegImageFile) else None
+    except _BROKEN:
+        return None
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """An RGB picture as uint8 [3, H, W]."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def draw_exact(image: Image.Image, geometry: Geometry, interpolation: str) -> Tensor:
+    """uint8 [3, H, W] by Pillow."""
+    if any(geometry.border):
+        image = ImageOps.expand(image, geometry.border * 2, fill=0)
+    if geometry.part != (0, 0, *image.size):
+        image = image.crop(geometry.part)
+    if geometry.resized != image.size:
+        image = image.resize(geometry.resized, _FILTERS[interpolation])
+    image = image.crop(geometry.window)  # beyond the picture Pillow fills in black
+    return pixels_of(ImageOps.mirror(image) if geometry.is_mirrored else image).contiguous()
+
+
+def draw_fast(pixels: Tensor, geometry: Geometry, interpolation: str) -> Tensor:
+    """uint8 [3, H, W] -> uint8 [3, H', W'] by torch, whose resizing of uint8 tensors follows Pillow's."""
+    horizontal, vertical = geometry.border
+    left, top, right, bottom = geometry.part
+    part = _window(pixels, (left - horizontal, top - vertical, right - horizontal, bottom - vertical))
+    width, height = geometry.resized
+    if (height, width) != part.shape[1:]:
+        batch = part[None].contiguous(memory_format=torch.channels_last)
+        part = F.interpolate(batch, (height, width), mode=interpolation, antialias=True)[0]
+    part = _window(part, geometry.window)
+    return (part.flip(2) if geometry.is_mirrored else part).contiguous()
+
+
+def _window(pixels: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """Pixels [3, H, W] inside (left, top, right, bottom), black beyond the picture; colours stay next to each other.
+
+    F.pad does the same ten times slower and moves the colours apart, which slows the resizing down.
+    """
+    (left, top, right, bottom), (height, width) = box, pixels.shape[1:]
+    x, y = (max(left, 0), max(top, 0))
+    x_end, y_end = max(min(right, width), x), max(min(bottom, height), y)
+    inside = pixels[:, y:y_end, x:x_end]
+    if inside.shape[1:] == (bottom - top, right - left):
+        return inside
+    canvas = torch.zeros(bottom - top, right - left, 3, dtype=pixels.dtype).permute(2, 0, 1)
+    canvas[:, y - top : y_end - top, x - left : x_end - left] = inside
+    return canvas
+
+
+BACKENDS = ("exact", "fast")
+
+
+class ImageTransform:
+    """A picture or its file -> uint8 [3, size, size]: pad, resize with antialias, crop; in training a random crop.
+
+    Both backends draw the same geometry from the same random numbers.
+    """
+
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        pad: str = "none",
+        crop_scale: float = 1.0,
+        flip: bool = False,
+        backend: str = "exact",
+    ) -> None:
+        if pad not in ("none", "square", "target"):
+            raise UserError(f"data.pad must be none, square or target, got '{pad}'")
+        if not 0 < crop_scale <= 1:
+            raise UserError(f"data.crop_scale must be in (0, 1], got {crop_scale}")
+        if backend not in BACKENDS:
+            raise UserError(f"data.image_backend must be exact or fast, got '{backend}'")
+        self.preprocess, self.pad, self.crop_scale, self.flip = preprocess, pad, crop_scale, flip
+        self.backend = backend
+
+    def __call__(self, image: Image.Image | str | Path, generator: np.random.Generator | None = None) -> Tensor:
+        """`generator` None = evaluation. Raises UserError naming a file that is no picture."""
+        interpolation = self.preprocess.interpolation
+        if self.backend == "exact":
+            picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+            return draw_exact(picture, self.geometry(*picture.size, generator), interpolation)
+        pixels = pixels_of(image.convert("RGB")) if isinstance(image, Image.Image) else read_pixels(image)
+        height, width = pixels.shape[1:]
+        return draw_fast(pixels, self.geometry(width, height, generator), interpolation)
+
+    def geometry(self, width: int, height: int, generator: np.random.Generator | None = None) -> Geometry:
+        """Where the pixels of a picture of this size go."""
+        border = (0, 0)
+        if self.pad != "none":
+            border = target_border(width, height, 1.25 if self.pad == "target" else 1.0)
+        bordered = width + 2 * border[0], height + 2 * border[1]
+        if generator is None or self.crop_scale == 1:
+            geometry = evaluation_crop(bordered, border, self.preprocess)
+        else:
+            geometry = random_crop(bordered, border, self.preprocess.size, self.crop_scale, generator)
+        is_mirrored = generator is not None and self.flip and generator.random() < 0.5
+        return dataclasses.replace(geometry, is_mirrored=is_mirrored)
 
 
 class ImagePreprocess:
     """A picture or its file -> float [3, size, size]: RGB, resize, centre crop, (x / 255 - mean) / std."""
 
-    def __init__(self, config: Preprocess) -> None:
+    def __init__(self, config: Preprocess, backend: str = "exact") -> None:
         self.config = config
-        self._transform = ImageTransform(config)
+        self._transform = ImageTransform(config, backend=backend)
         self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
         """Raises UserError for a file that is no picture."""
         if not isinstance(image, str | Path | Image.Image):
             raise UserError(f"a picture must be a PIL image or the path of a file, got {type(image).__name__}")
-        picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
-        return (self._transform(picture) / 255 - self._mean) / self._std
-
-
-class ImageTransform:
-    """PIL picture -> uint8 [3, size, size]: pad, resize with antialias, centre crop; in training a random crop."""
-
-    def __init__(self, preprocess: Preprocess, pad: str = "none", crop_scale: float = 1.0, flip: bool = False) -> None:
-        if pad not in ("none", "square", "target"):
-            raise UserError(f"data.pad must be none, square or target, got '{pad}'")
-        if not 0 < crop_scale <= 1:
-            raise UserError(f"data.crop_scale must be in (0, 1], got {crop_scale}")
-        self.preprocess, self.pad, self.crop_scale, self.flip = preprocess, pad, crop_scale, flip
-
-    def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> Tensor:
-        """`generator` None = evaluation."""
-        if self.pad != "none":
-            image = target_pad(image, 1.25 if self.pad == "target" else 1.0)
-        if generator is not None and self.crop_scale < 1:
-            image = self._random_crop(image, generator)
-        else:
-            image = self._resize_and_crop(image)
-        if generator is not None and self.flip and generator.random() < 0.5:
-            image = ImageOps.mirror(image)
-        return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
-
-    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
-        size, (width, height) = self.preprocess.size, image.size
-        resampling = _FILTERS[self.preprocess.interpolation]
-        if self.preprocess.resize_mode == "squash":
-            return image if image.size == (size, size) else image.resize((size, size), resampling)
-        if self.preprocess.resize_mode == "longest":
-            ratio = max(width, height) / size
-            width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
-        elif width <= height:
-            width, height = size, int(size * height / width)
-        else:
-            width, height = int(size * width / height), size
-        if (width, height) != image.size:
-            image = image.resize((width, height), resampling)
-        left, top = self._offset(width), self._offset(height)
-        return image.crop((left, top, left + size, top + size))  # beyond the picture Pillow fills in black
-
-    def _offset(self, side: int) -> int:
-        """Where the centre crop starts; negative where the picture is padded, the smaller half before it."""
-        margin = side - self.preprocess.size
-        if margin < 0:
-            return -(-margin // 2)
-        return int(round(margin / 2)) if self.preprocess.crop_rounding == "half_even" else margin // 2
-
-    def _random_crop(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
-        width, height = image.size
-        share = generator.uniform(self.crop_scale, 1.0)
-        area = width * height * share
-        # Aspect ratios at which a crop of this area fits into the picture, so that no crop is cut smaller.
-        lowest, highest = max(3 / 4, share * width / height), min(4 / 3, width / height / share)
-        if lowest > highest:  # the picture is longer than any crop of this area
-            lowest = highest = np.clip(width / height, share * width / height, width / height / share)
-        aspect = np.exp(generator.uniform(np.log(lowest), np.log(highest)))
-        crop_width = min(width, max(1, round(np.sqrt(area * aspect))))
-        crop_height = min(height, max(1, round(np.sqrt(area / aspect))))
-        left = int(generator.integers(0, width - crop_width + 1))
-        top = int(generator.integers(0, height - crop_height + 1))
-        size = self.preprocess.size
-        box = (left, top, left + crop_width, top + crop_height)
-        return image.resize((size, size), _FILTERS[self.preprocess.interpolation], box=box)
+        return (self._transform(image) / 255 - self._mean) / self._std

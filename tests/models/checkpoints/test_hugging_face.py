@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import cliplab
-from cliplab.data.images import OPENAI_MEAN
+from cliplab.data.geometry import OPENAI_MEAN
 from cliplab.errors import UserError
 from cliplab.models.checkpoints.hugging_face import architecture_of, preprocess_of, read_config, weight_files
 from tests.hf_models import clip_model, features_of, ids, saved, siglip_model
