@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,16 @@ from torch import Tensor, nn
 
 from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
 from cliplab.data.dataset import GALLERY_FEATURES, QUERY_FEATURES
-from cliplab.evaluation.evaluator import Evaluator, RankedBenchmark, average_wordings, excluded_rows
+from cliplab.errors import UserError
+from cliplab.evaluation.evaluator import (
+    Evaluator,
+    RankedBenchmark,
+    average_wordings,
+    excluded_rows,
+    rank_benchmark,
+)
 from cliplab.evaluation.scoring import CosineScorer, JointScorer
+from tests.evaluation.plain import integers, precision_at, ranking
 from tests.processes import in_processes
 
 G, D = 9, 6
@@ -283,3 +292,183 @@ def test_two_processes_rank_as_one_does() -> None:
                 found = outcome[name][label]
                 assert found[:3] == (metrics, ranks, ties), (name, label)
                 assert torch.equal(found[3], queries), (name, label)
+
+
+# What composed retrieval and any pair of modalities ask beyond R@K
+
+COMPOSED = Protocol(recall_at=(1, 5, 50), map_at=(1, 3, 50), subset_at=(1, 2), exclude_reference=True)
+RELEVANT = [[1, 4, 6], [4, 2], [7, 0, 1, 3], [6], [8, 4]]
+SUBSETS = [[1, 5, 0, 2], [3, 4, 8], [7, 6], [1, 6, 3, 0, 5], [4, 8, 0]]
+GROUPS = {"addition": [0, 2, 4], "negation": [3]}
+GAINS = [{1: 1.0, 5: 0.7}, {4: 0.5, 2: 1.0, 0: -1.0}, {7: 1.0}, {3: 0.2, 8: 0.5}, {4: 1.0}]
+
+
+def make_composed(soft: bool = False, backward: bool = True, **changes: Any) -> Benchmark:
+    """Five queries with subsets, groups and more relevant rows than positives; five more things of a transpose."""
+    protocol = replace(COMPOSED, **changes)
+    benchmark = replace(
+        make_benchmark(protocol),
+        relevant=RELEVANT,
+        subsets=SUBSETS,
+        groups=GROUPS,
+        gains=GAINS if soft else None,
+    )
+    other = replace(make_transpose(protocol), protocol=replace(protocol, subset_at=(), exclude_reference=False))
+    return replace(benchmark, transpose=other) if backward else benchmark
+
+
+def whole_embeddings(seed: int) -> tuple[Tensor, Tensor]:
+    """Whole numbers, so that scores tie; all wordings of a query are the same, so that their mean is (nearly) it."""
+    generator = torch.Generator().manual_seed(seed)
+    queries, gallery = integers(5, generator, 3), integers(G, generator, 3)
+    return queries, gallery
+
+
+def measured(benchmark: Benchmark, queries: Tensor, gallery: Tensor) -> dict[str, float]:
+    """All of it from sorted lists."""
+    out = [set(rows) for rows in excluded_rows(benchmark)]
+    positives, count, protocol = benchmark.positives, len(queries), benchmark.protocol
+    found: dict[str, float] = {}
+
+    def places(q: int, rows: list[int], within: list[int] | None = None) -> list[int]:
+        order = ranking(queries[q], gallery, rows, out[q])
+        order = [row for row in order if within is None or row in within or row in rows]
+        return [order.index(row) + 1 for row in rows]
+
+    for k in protocol.recall_at:
+        hits = [min(places(q, positives[q])) <= k for q in range(count)]
+        if benchmark.gains is not None:
+            hits = []
+            for q, gains in enumerate(benchmark.gains):
+                inside = [g for row, g in gains.items() if row not in out[q] and places(q, [row])[0] <= k]
+                hits.append(max([0.0, *inside]))
+        found[f"R@{k}"] = 100 * sum(hits) / count
+    for k in protocol.subset_at:
+        ranks = [min(places(q, positives[q], (benchmark.subsets or [])[q])) for q in range(count)]
+        found[f"Rsubset@{k}"] = 100 * sum(rank <= k for rank in ranks) / count
+    if "Rsubset@1" in found:
+        found["Avg"] = (found["R@5"] + found["Rsubset@1"]) / 2
+
+    def precision(q: int, k: int) -> float:
+        relevant = (benchmark.relevant or positives)[q]
+        relevant = [row for row in relevant if row not in out[q]]
+        return precision_at(ranking(queries[q], gallery, relevant, out[q]), relevant, k)
+
+    for k in protocol.map_at:
+        found[f"mAP@{k}"] = 100 * sum(precision(q, k) for q in range(count)) / count
+    for aspect, chosen in (benchmark.groups or {}).items():
+        found[f"mAP@10/{aspect}"] = 100 * sum(precision(q, 10) for q in chosen) / len(chosen)
+    return found
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_everything_equals_sorted_lists(soft: bool, seed: int) -> None:
+    benchmark = make_composed(soft)
+    queries, gallery = whole_embeddings(seed)
+    found = rank_benchmark(benchmark, queries, gallery, CosineScorer())
+    sides = {"dress": (benchmark, queries, gallery), "i2t": (benchmark.directions[1], gallery, queries)}
+    assert found.keys() == sides.keys()
+    for name, (direction, *tables) in sides.items():
+        expected = measured(direction, *tables)
+        metrics = {key: value for key, value in found[name].metrics.items() if not key.endswith("optimistic")}
+        assert metrics.keys() == expected.keys() | {"median_rank", "mean_rank"}
+        for key, value in expected.items():
+            assert metrics[key] == pytest.approx(value), (name, key)
+        assert found[name].queries is tables[0] and found[name].gallery is tables[1]
+
+
+def test_a_collapsed_model_scores_chance_or_below() -> None:
+    queries, gallery = torch.ones(5, 3), torch.ones(G, 3)
+    for soft in (False, True):
+        for ranked in rank_benchmark(make_composed(soft), queries, gallery, CosineScorer()).values():
+            small = [value for key, value in ranked.metrics.items() if key in ("R@1", "Rsubset@1", "mAP@1")]
+            assert small and max(small) == 0
+            assert ranked.metrics["mAP@50"] < 60
+
+
+@pytest.mark.parametrize(("ties", "value"), [("pessimistic", 0.0), ("optimistic", 100.0), ("mean", 0.0)])
+def test_the_tie_rule_holds_for_all_of_them(ties: str, value: float) -> None:
+    ranked = rank_benchmark(
+        make_composed(backward=False, ties=ties), torch.ones(5, 3), torch.ones(G, 3), CosineScorer()
+    )["dress"]
+    assert [ranked.metrics[key] for key in ("R@1", "Rsubset@1", "mAP@1")] == [value] * 3
+    soft = rank_benchmark(make_composed(True, False, ties=ties), torch.ones(5, 3), torch.ones(G, 3), CosineScorer())[
+        "dress"
+    ]
+    assert (soft.metrics["R@1"] == 0) == (value == 0)
+
+
+@pytest.mark.parametrize("field", ["positives", "relevant", "subsets", "gains"])
+def test_an_empty_truth_is_an_error_that_names_the_query(field: str) -> None:
+    benchmark = make_composed(soft=True)
+    rows = list(getattr(benchmark, field))
+    rows[3] = type(rows[3])()
+    with pytest.raises(UserError, match=f"benchmark 'dress': no {field} for query 'query 3'; leave"):
+        Evaluator(replace(benchmark, **{field: rows}))
+    rows[4] = type(rows[4])()
+    with pytest.raises(UserError, match=f"no {field} for query 'query 3' and 1 more"):
+        Evaluator(replace(benchmark, **{field: rows}))
+
+
+def test_an_empty_truth_of_the_transpose_is_named_too() -> None:
+    benchmark = make_composed()
+    assert benchmark.transpose is not None
+    other = replace(benchmark.transpose, positives=[*benchmark.transpose.positives[:-1], []])
+    with pytest.raises(UserError, match="benchmark 'i2t': no positives for query 'picture 8'"):
+        Evaluator(replace(benchmark, transpose=other))
+
+
+def test_what_the_protocol_asks_and_the_benchmark_lacks() -> None:
+    with pytest.raises(UserError, match="'dress' has no subsets, but its protocol has subset_at"):
+        Evaluator(replace(make_composed(), subsets=None))
+    with pytest.raises(UserError, match="no query carries the aspect 'negation'"):
+        Evaluator(replace(make_composed(), groups={"addition": [1], "negation": []}))
+    only_reference = [[5], *RELEVANT[1:]]  # query 0 asks with row 5, which its protocol keeps out
+    with pytest.raises(UserError, match="no relevant for query 'query 0'"):
+        Evaluator(replace(make_composed(), relevant=only_reference))
+
+
+def test_positives_are_what_is_relevant_where_nothing_else_is_said() -> None:
+    benchmark = replace(make_composed(backward=False), relevant=None, groups=None)
+    queries, gallery = whole_embeddings(2)
+    found = rank_benchmark(benchmark, queries, gallery, CosineScorer())["dress"].metrics
+    assert found["mAP@3"] == pytest.approx(measured(benchmark, queries, gallery)["mAP@3"])
+
+
+def test_a_second_finish_finds_the_same() -> None:
+    rows, gallery = embeddings()
+    evaluator = Evaluator(make_benchmark(PROTOCOLS["clip_benchmark"], transpose=True))
+    evaluator.add_queries(torch.arange(8), {"": rows})
+    for part in torch.arange(G).split(2):
+        evaluator.add_gallery(part, gallery[part])
+    first, second = (evaluator.finish()[""] for _ in range(2))
+    for name in ("t2i", "i2t"):
+        assert first[name].metrics == second[name].metrics and torch.equal(first[name].gallery, second[name].gallery)
+
+
+def in_one_of_three(rank: int) -> dict[str, dict[str, float]]:
+    found = {}
+    for soft in (False, True):
+        evaluator = Evaluator(make_composed(soft))
+        queries, gallery = whole_embeddings(3)
+        rows = torch.arange(rank, 8, 3)
+        evaluator.add_queries(rows, {"": queries[torch.tensor(QUERY_IDS)][rows]})
+        if rank != 1:
+            mine = torch.arange(rank // 2, G, 2)
+            evaluator.add_gallery(mine, gallery[mine])
+        ranked = evaluator.finish()[""]
+        found |= {f"{soft} {name}": each.metrics for name, each in ranked.items()}
+        found |= {f"{soft} {name} ranks": each.ranks.pessimistic.tolist() for name, each in ranked.items()}
+    return found
+
+
+def test_three_processes_measure_what_one_does() -> None:
+    queries, gallery = whole_embeddings(3)
+    normal = average_wordings(queries[torch.tensor(QUERY_IDS)], torch.tensor(QUERY_IDS))
+    expected: dict[str, Any] = {}
+    for soft in (False, True):
+        for name, each in rank_benchmark(make_composed(soft), normal, gallery, CosineScorer()).items():
+            expected |= {f"{soft} {name}": each.metrics, f"{soft} {name} ranks": each.ranks.pessimistic.tolist()}
+    for outcome in in_processes(in_one_of_three, 3):
+        assert outcome == expected

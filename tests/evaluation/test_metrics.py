@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from cliplab.evaluation.metrics import RetrievalMetric, bootstrap_intervals, mean_per_class, recalls, with_mean
+from cliplab.evaluation.metrics import (
+    RetrievalMetric,
+    average_precision,
+    bootstrap_intervals,
+    mean_average_precision,
+    mean_per_class,
+    metric_names,
+    recalls,
+    soft_recall,
+    with_mean,
+)
+from tests.evaluation.plain import precision_at
 from tests.processes import in_processes
 
 SHARE = {"pessimistic": 0.0, "mean": 0.5, "optimistic": 1.0}
@@ -151,6 +162,62 @@ def test_with_mean() -> None:
         "mean/R@1": 10.0,
         "mean/R@10": 40.0,
     }
+
+
+def test_with_mean_of_composed_benchmarks() -> None:
+    """CIRR has an average of its own; CIRCO's R@10 and R@50 are not FashionIQ's."""
+    cirr = {"R@5": 40.0, "R@10": 50.0, "R@50": 80.0, "Rsubset@1": 60.0, "Avg": 50.0}
+    found = with_mean({"cirr": cirr, "other": {**cirr, "Avg": 30.0, "Rsubset@1": 20.0, "mAP@5": 3.0}})
+    assert found["mean/Avg"] == 40.0 and found["mean/Rsubset@1"] == 40.0
+    assert "mean/mAP@5" not in found, "one of them has none"
+    circo = {"R@10": 10.0, "R@50": 30.0, "mAP@5": 4.0, "mAP@10": 6.0, "mAP@10/addition": 7.0}
+    found = with_mean({"circo": circo, "again": {**circo, "mAP@5": 8.0}})
+    assert found["mean/mAP@5"] == 6.0 and found["mean/mAP@10/addition"] == 7.0
+    assert "mean/Avg" not in found
+
+
+def test_names_of_what_a_protocol_reports() -> None:
+    assert metric_names((1, 5)) == ["R@1", "R@5"]
+    assert metric_names((1,), (1, 2), (5,)) == ["R@1", "Rsubset@1", "Rsubset@2", "mAP@5"]
+
+
+class TestAveragePrecision:
+    @pytest.mark.parametrize("k", [1, 2, 5, 10, 1000])
+    def test_it_is_the_sum_over_a_ranking(self, k: int) -> None:
+        rng = np.random.default_rng(k)
+        expected, ranks = [], []
+        for _ in range(40):
+            rows = rng.permutation(30).tolist()
+            relevant = rng.choice(30, rng.integers(1, 9), replace=False).tolist()
+            expected.append(precision_at(rows, relevant, k))
+            ranks.append(torch.tensor(sorted(rows.index(row) + 1 for row in relevant)))
+        found = average_precision(ranks, k)
+        assert found.dtype == torch.float64
+        assert found.tolist() == pytest.approx(expected)
+        assert mean_average_precision(ranks, k) == pytest.approx(100 * statistics.mean(expected))
+        depth = [row[:k] for row in ranks]
+        assert average_precision(depth, k, [len(row) for row in ranks]).tolist() == pytest.approx(expected)
+
+    def test_by_hand(self) -> None:
+        """Three of four found within 5: 1/1, 2/3, 3/5; the fourth comes too late."""
+        row = torch.tensor([1, 3, 5, 9])
+        assert average_precision([row], 5).tolist() == pytest.approx([(1 + 2 / 3 + 3 / 5) / 4])
+        assert average_precision([row], 3).tolist() == pytest.approx([(1 + 2 / 3) / 3])
+        assert average_precision([row], 2).tolist() == pytest.approx([1 / 2])
+        assert average_precision([torch.tensor([1, 2])], 50).tolist() == [1.0]
+
+
+def test_soft_recall_is_the_best_gain_among_the_first() -> None:
+    ranks = [torch.tensor([3, 1, 8]), torch.tensor([2]), torch.tensor([1, 6]), torch.tensor([9])]
+    gains = [[1.0, 0.5, 0.2], [1.0], [-1.0, 0.2], [1.0]]
+    assert soft_recall(ranks, gains, 1) == pytest.approx(100 * (0.5 + 0 + 0 + 0) / 4)
+    assert soft_recall(ranks, gains, 2) == pytest.approx(100 * (0.5 + 1 + 0 + 0) / 4)
+    assert soft_recall(ranks, gains, 6) == pytest.approx(100 * (1 + 1 + 0.2 + 0) / 4)
+    assert soft_recall(ranks, gains, 100) == pytest.approx(100 * (1 + 1 + 0.2 + 1) / 4)
+
+
+def test_no_benchmark_no_interval() -> None:
+    assert bootstrap_intervals({}, (1, 5)) == {}
 
 
 def test_intervals_are_those_of_real_resampling() -> None:

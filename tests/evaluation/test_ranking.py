@@ -1,44 +1,24 @@
-import math
-from collections.abc import Callable, Sequence
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cliplab.errors import UserError
-from cliplab.evaluation.ranking import Ranks, rank_positives, top_k
+from cliplab.evaluation.ranking import (
+    Ranks,
+    Truth,
+    by_query,
+    positive_ranks,
+    rank_positives,
+    rank_truths,
+    subset_ranks,
+    top_k,
+)
 from cliplab.evaluation.scoring import CosineScorer, JointScorer
 from cliplab.models.composers import Artemis
+from tests.evaluation.plain import dot, integers, loop, ranking, some, unit
 
 BLOCKS = [(1, 1), (3, 5), (7, 100), (100, 7), (1024, 8192)]
-Score = Callable[[Tensor, Tensor], float]
-Rows = Sequence[Sequence[int]]
-
-
-def dot(query: Tensor, target: Tensor) -> float:
-    """Rounded once, at the end."""
-    return math.fsum(a * b for a, b in zip(query.tolist(), target.tolist(), strict=True))
-
-
-def loop(
-    queries: Tensor, gallery: Tensor, positives: Rows, excluded: Rows, score: Score = dot, tie: float = 0.0
-) -> tuple[list[int], list[int]]:
-    """Pessimistic ranks and numbers of ties, one comparison after the other."""
-    ranks, all_ties = [], []
-    for q, query in enumerate(queries):
-        scores = [score(query, target) for target in gallery]
-        best = max((scores[p] for p in positives[q]), key=lambda s: math.inf if math.isnan(s) else s)
-        others = [s for j, s in enumerate(scores) if j not in positives[q] and j not in excluded[q]]
-        ties = sum(abs(s - best) <= tie for s in others)
-        ahead = sum(not s < best and not abs(s - best) <= tie for s in others)  # also what is not a number
-        ranks.append(1 + ahead + ties)
-        all_ties.append(ties)
-    return ranks, all_ties
-
-
-def unit(*shape: int) -> Tensor:
-    return F.normalize(torch.randn(*shape), dim=-1)
 
 
 def make_case(seed: int = 0) -> tuple[Tensor, Tensor, list[list[int]], list[list[int]]]:
@@ -155,17 +135,6 @@ def test_ranks_under_a_rule() -> None:
     assert ranks.under("mean").dtype == torch.float64
 
 
-@pytest.mark.parametrize("width", [1, 5, 8, 512, 768])
-def test_exact_pairs_do_not_depend_on_their_number(width: int) -> None:
-    torch.manual_seed(0)
-    queries, gallery = unit(50, width), unit(50, width)
-    scores = CosineScorer().pairs(queries, gallery)
-    assert scores.dtype == torch.float64
-    alone = [CosineScorer().pairs(queries[n : n + 1], gallery[n : n + 1]).item() for n in range(50)]
-    assert scores.tolist() == alone
-    assert alone == pytest.approx([dot(q, y) for q, y in zip(queries, gallery, strict=True)], abs=1e-15)
-
-
 class TestJointScorer:
     @pytest.fixture
     def artemis(self) -> Artemis:
@@ -200,16 +169,6 @@ class TestJointScorer:
             )
             assert found.pessimistic.tolist() == ranks and found.ties.tolist() == ties
 
-    def test_pairs_are_scored_in_float64_by_a_copy(self, artemis: Artemis) -> None:
-        artemis.train()
-        queries, gallery = artemis.compose(unit(5, 8), unit(5, 8)).detach(), unit(5, 8)
-        scores = JointScorer(artemis).pairs(queries, gallery)
-        expected = Artemis(8).double()
-        expected.load_state_dict(artemis.state_dict())
-        table = expected.score(queries.double(), gallery.double())
-        torch.testing.assert_close(scores, table.diagonal().detach(), rtol=1e-13, atol=1e-13)
-        assert artemis.training and artemis.transform.weight.dtype == torch.float32, "the model itself is untouched"
-
 
 class TestTopK:
     def test_the_best_come_first_and_excluded_ones_do_not(self) -> None:
@@ -233,3 +192,147 @@ class TestTopK:
         queries = artemis.compose(unit(3, 4), unit(3, 4)).detach()
         expected = artemis.score(queries, gallery).argsort(dim=1, descending=True)
         assert torch.equal(top_k(queries, gallery, 4, scorer=JointScorer(artemis)), expected[:, :4])
+
+
+def whole_case(seed: int, queries: int = 13, gallery: int = 29) -> tuple[Tensor, Tensor, list, list, list]:
+    """Queries, gallery of whole numbers, positives, excluded rows (some of them positive) and subsets by query."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = integers(queries, generator), integers(gallery, generator)
+    positives = [some(1 + q % 5, gallery, generator) for q in range(queries)]
+    excluded = [some(q % 4, gallery, generator) for q in range(queries)]
+    subsets = [some(1 + q % 7, gallery, generator) for q in range(queries)]
+    return *sides, positives, excluded, subsets
+
+
+class TestPositiveRanks:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_they_are_the_places_in_a_sorted_list(self, seed: int) -> None:
+        queries, gallery, positives, excluded, _ = whole_case(seed)
+        found = positive_ranks(queries, gallery, positives, excluded)
+        ties = 0
+        for q, places in enumerate(found):
+            order = ranking(queries[q], gallery, positives[q], excluded[q])
+            assert places.tolist() == sorted(order.index(row) + 1 for row in positives[q]), q
+            assert places.dtype == torch.int64
+            scores = [dot(queries[q], gallery[row]) for row in order]
+            ties += len(scores) - len(set(scores))
+        assert ties > 100, "the case must be worth it"
+
+    def test_the_first_of_them_is_the_rank_of_the_best(self) -> None:
+        queries, gallery, positives, excluded, _ = whole_case(7)
+        best = rank_positives(queries, gallery, positives, excluded).pessimistic.tolist()
+        assert best == [int(places[0]) for places in positive_ranks(queries, gallery, positives, excluded)]
+
+    def test_a_positive_given_twice_counts_once(self) -> None:
+        queries, gallery = integers(1, torch.Generator().manual_seed(0)), integers(9, torch.Generator().manual_seed(1))
+        (once,), (twice,) = (positive_ranks(queries, gallery, [rows]) for rows in ([2, 5], [5, 2, 5]))
+        assert once.tolist() == twice.tolist() and len(once) == 2
+
+    def test_constant_features_put_all_positives_last(self) -> None:
+        (found,) = positive_ranks(torch.ones(1, 3), torch.ones(8, 3), [[0, 4, 5]], [[7]])
+        assert found.tolist() == [5, 6, 7]
+
+    def test_positives_that_are_not_numbers_come_last(self) -> None:
+        gallery = torch.tensor([[1.0], [2.0], [torch.nan], [3.0], [torch.nan], [0.0]])
+        (found,) = positive_ranks(torch.ones(1, 1), gallery, [[2, 3, 0]])
+        assert found.tolist() == [2, 4, 6], "row 4, no number, is ahead of everything"
+
+    def test_depth_leaves_later_ones_out(self) -> None:
+        queries, gallery, positives, excluded, _ = whole_case(3)
+        (ranks,) = rank_truths(queries, gallery, [Truth(positives, excluded, "each", depth=2)])
+        counts = [min(2, len(rows)) for rows in positives]
+        for few, every in zip(
+            by_query(ranks.pessimistic, counts), positive_ranks(queries, gallery, positives, excluded), strict=True
+        ):
+            assert few.tolist() == every[:2].tolist()
+
+
+def test_graded_rows_are_ranked_among_all_others() -> None:
+    for seed in range(3):
+        queries, gallery, positives, excluded, _ = whole_case(seed)
+        excluded = [[row for row in rows if row not in p] for rows, p in zip(excluded, positives, strict=True)]
+        (ranks,) = rank_truths(queries, gallery, [Truth(positives, excluded, "graded")])
+        places, ties = (by_query(each, [*map(len, positives)]) for each in (ranks.pessimistic, ranks.ties))
+        for q, rows in enumerate(positives):
+            expected = [ranking(queries[q], gallery, [row], excluded[q]).index(row) + 1 for row in rows]
+            assert places[q].tolist() == expected
+            equal = [
+                sum(
+                    dot(queries[q], gallery[other]) == dot(queries[q], gallery[row])
+                    for other in range(len(gallery))
+                    if other != row and other not in excluded[q]
+                )
+                for row in rows
+            ]
+            assert ties[q].tolist() == equal
+
+
+class TestSubsetRanks:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_they_are_ranks_in_the_subset_alone(self, seed: int) -> None:
+        queries, gallery, positives, excluded, subsets = whole_case(seed)
+        found = subset_ranks(queries, gallery, positives, subsets, excluded)
+        for q, subset in enumerate(subsets):
+            best = max(dot(queries[q], gallery[row]) for row in positives[q])
+            others = [row for row in subset if row not in positives[q] and row not in excluded[q]]
+            scores = [dot(queries[q], gallery[row]) for row in others]
+            assert found.pessimistic[q] == 1 + sum(score >= best for score in scores)
+            assert found.ties[q] == sum(score == best for score in scores)
+        assert found.ties.max() > 0 and found.pessimistic.max() > 2, "the case must be worth it"
+
+    def test_what_is_not_a_number_is_ahead(self) -> None:
+        gallery = torch.tensor([[1.0], [torch.nan], [0.5], [2.0]])
+        found = subset_ranks(torch.ones(2, 1), gallery, [[0], [1]], [[0, 1, 2], [0, 1, 2]], [[], []])
+        assert found.pessimistic.tolist() == [2, 3] and found.ties.tolist() == [0, 0]
+
+    def test_an_empty_subset_is_an_error(self) -> None:
+        with pytest.raises(UserError, match="query 1 has an empty subset"):
+            subset_ranks(unit(2, 3), unit(4, 3), [[0], [1]], [[0], []], [[], []])
+
+
+class TestTruthsOfOnePass:
+    @pytest.mark.parametrize("blocks", [(1, 1), (3, 5), (7, 100), (100, 7), None])
+    def test_each_is_what_it_is_alone(self, blocks: tuple[int, int] | None) -> None:
+        queries, gallery, positives, excluded, _ = whole_case(5)
+        generator = torch.Generator().manual_seed(1)
+        back = [some(1 + g % 3, len(queries), generator) for g in range(len(gallery))]
+        out = [some(g % 3, len(queries), generator) for g in range(len(gallery))]
+        truths = [Truth(positives, excluded), Truth(back, out, backward=True), Truth(positives, excluded, "each")]
+        truths += [Truth(back, out, "each", backward=True), Truth(back, out, "graded", backward=True)]
+        found = rank_truths(queries, gallery, truths, blocks=blocks)
+        expected = [
+            *rank_truths(queries, gallery, [truths[0]]),
+            *rank_truths(gallery, queries, [Truth(back, out)]),
+            *rank_truths(queries, gallery, [truths[2]]),
+            *rank_truths(gallery, queries, [Truth(back, out, "each")]),
+            *rank_truths(gallery, queries, [Truth(back, out, "graded")]),
+        ]
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.pessimistic, other.pessimistic) and torch.equal(one.ties, other.ties)
+        ranks, ties = loop(gallery, queries, back, out)
+        assert found[1].pessimistic.tolist() == ranks and found[1].ties.tolist() == ties
+
+    def test_scores_are_computed_once(self) -> None:
+        class Counting(CosineScorer):
+            entries = 0
+
+            def block(self, queries: Tensor, gallery: Tensor) -> Tensor:
+                Counting.entries += len(queries) * len(gallery)
+                return super().block(queries, gallery)
+
+        queries, gallery, positives, excluded, _ = whole_case(2)
+        back = [[0]] * len(gallery)
+        rank_truths(queries, gallery, [Truth(positives, excluded), Truth(back, backward=True)], Counting(), (4, 8))
+        assert Counting.entries == len(queries) * len(gallery)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+    def test_scores_are_fp32_whatever_the_features_are(self, dtype: torch.dtype) -> None:
+        queries, gallery, positives, excluded = make_case(1)
+        queries, gallery = queries.to(dtype), gallery.to(dtype)
+        found = rank_positives(queries, gallery, positives, excluded)
+        ranks, ties = loop(queries, gallery, positives, excluded)
+        assert found.pessimistic.tolist() == ranks and found.ties.tolist() == ties
+
+    def test_queries_without_a_positive_are_counted(self) -> None:
+        with pytest.raises(UserError, match=r"query 2 has no positive.*\(2 such\)"):
+            positive_ranks(unit(4, 3), unit(5, 3), [[0], [1], [], []])

@@ -67,6 +67,7 @@ class Evaluator:
         self.scorers = dict(scorers or {"": CosineScorer()})
         self._queries: dict[str, list[Tensor]] = {label: [] for label in self.scorers}
         self._by_id: dict[str, Tensor] = {}
+        self._targets: Tensor | None = None
         self._query_rows: list[Tensor] = []
         self._gallery: list[Tensor] = []
         self._gallery_rows: list[Tensor] = []
@@ -89,11 +90,17 @@ class Evaluator:
             self._by_id[label] = average_wordings(rows, torch.tensor(self.benchmark.queries["query_id"]))
         return self._by_id[label]
 
+    def gallery(self) -> Tensor:
+        """Unit targets [G, D] from all processes, once all are added; wordings of a target are averaged."""
+        if self._targets is None:
+            self._targets = _assemble(self._gallery_rows, self._gallery, len(self.benchmark.gallery))
+            if self.benchmark.wording_of is not None:
+                self._targets = average_wordings(self._targets, torch.tensor(self.benchmark.wording_of))
+        return self._targets
+
     def finish(self) -> dict[str, dict[str, RankedBenchmark]]:
         """label -> benchmark name -> outcome; the transpose of a benchmark is ranked from the same embeddings."""
-        gallery = _assemble(self._gallery_rows, self._gallery, len(self.benchmark.gallery))
-        if self.benchmark.wording_of is not None:
-            gallery = average_wordings(gallery, torch.tensor(self.benchmark.wording_of))
+        gallery = self.gallery()
         outcome: dict[str, dict[str, RankedBenchmark]] = {}
         for label, scorer in self.scorers.items():
             queries = self.queries(label)
