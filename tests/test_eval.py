@@ -1,11 +1,13 @@
 """eval.py where it is not a mirror of training: other configs, zero-shot, foreign checkpoints."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from cliplab.errors import UserError
+from tests.data.cir_files import make_circo, make_cirr
 from tests.image_folders import make_image_folder
 from tests.test_train import main_of
 
@@ -85,3 +87,30 @@ def test_a_damaged_picture_is_named(run, tmp_path):
     (root / "test" / "dress" / "test0.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="can't read the image .*test0.png"):
         main_of("eval")(["--checkpoint", str(run), "data.name=image_folder", f"data.root={root}", "data.protocol=null"])
+
+
+@pytest.mark.parametrize("name", ["cirr", "circo"])
+def test_composed_benchmarks_are_measured_on_val_and_predicted_on_test(name, run, tmp_path):
+    root = (make_cirr if name == "cirr" else make_circo)(tmp_path / "data")
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {{name: {name}, root: {root}, num_workers: 0}}\ntrainer: {{accelerator: cpu}}\n")
+    given = ["--checkpoint", str(run), "--config", str(config)]
+    main_of("eval")(given)
+    (folder,) = (run / "eval").glob(f"{name}-*")
+    metrics = results_of(folder)["metrics"]
+    wanted = {"R@1", "Rsubset@3", "Avg"} if name == "cirr" else {"R@5", "mAP@5", "mAP@10/addition"}
+    assert {f"test/{name}/{kind}" for kind in wanted} <= metrics.keys()
+    main_of("eval")([*given, "data.split=test"])
+    found = results_of(folder)
+    assert found["metrics"] == {} and found["protocol"]["split"] == "test"
+    content = [json.loads(Path(file).read_text()) for file in found["submission"]]
+    if name == "circo":
+        assert {key: len(set(ids)) for key, ids in content[0].items()} == {"0": 9, "1": 9}
+        return
+    recall, subset = content
+    assert (recall.pop("metric"), subset.pop("metric")) == ("recall", "recall_subset")
+    assert recall.pop("version") == subset.pop("version") == "rc2" and len(recall) == len(subset) == 4
+    for number, (pairid, names) in enumerate(recall.items()):
+        reference = f"test1-{number}-0-img{number % 2}"
+        assert reference not in names and len(names) == 7
+        assert set(subset[pairid]) < {*names} and len(subset[pairid]) == 3

@@ -27,8 +27,10 @@ COMMANDS = [shlex.split(line, comments=True) for line in BASH if line.startswith
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words)[:60])
 def test_commands_name_scripts_configs_and_keys_that_exist(words):
     if words[1] == "-m":
-        assert words[2] in ("venv", "cliplab.data.stand_ins")
-        if words[2] != "venv":
+        assert words[2] in ("venv", "cliplab.data.stand_ins", "cliplab.check")
+        if words[2] == "cliplab.check":
+            load_config(ROOT / words[words.index("--config") + 1], [word for word in words if "=" in word])
+        elif words[2] != "venv":
             with pytest.raises(SystemExit) as stopped:
                 stand_ins(["--help"])
             assert stopped.value.code == 0

@@ -97,7 +97,7 @@ def build_dataset(config: Config) -> RetrievalDataset:
         raise UserError(f"data.annotations={data.annotations}: data.name={data.name} has files of fixed names")
     options = {} if data.annotations is None else {"annotations": data.annotations}
     dataset = dataset_class(data.root, data.images, data.categories, **options)
-    dataset.test_split = data.split or dataset.test_split
+    dataset.asked_split = data.split
     return dataset
 
 

@@ -18,10 +18,10 @@ STAND_IN_NOTICE = (
 )
 
 
-def console() -> Console:
-    """Standard output; wide enough for a table where it is no terminal."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=160)
+def console(stderr: bool = False) -> Console:
+    """Standard output, or error; wide enough for a table where it is no terminal."""
+    plain = Console(stderr=stderr)
+    return plain if plain.is_terminal else Console(stderr=stderr, width=160)
 
 
 def parts_table(parts: Mapping[str, Sequence[Any]], groups: Sequence[ParameterGroup]) -> Table:

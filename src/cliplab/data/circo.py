@@ -83,16 +83,7 @@ class CIRCO(RetrievalDataset):
     def gallery(self) -> list[int]:
         """Image ids in the order of the list. Raises UserError naming the file."""
         if self._gallery is None:
-            content = read_json(self.gallery_file)
-            images = content.get("images") if isinstance(content, dict) else None
-            ids = (
-                [row.get("id") if isinstance(row, dict) else None for row in images] if isinstance(images, list) else []
-            )
-            if not ids or not all(isinstance(number, int) for number in ids):
-                raise UserError(f"{self.gallery_file} must hold a list 'images' of objects with a number 'id'")
-            if len(set(ids)) < len(ids):
-                raise UserError(f"{self.gallery_file} lists an image twice")
-            self._gallery = ids
+            self._gallery = _gallery_ids(self.gallery_file)
         return self._gallery
 
     def records(self, split: str) -> list[Record]:
@@ -184,6 +175,18 @@ class CIRCO(RetrievalDataset):
         if self.gallery_file.is_file():
             found["gallery"] = len(self.gallery())
         return found
+
+
+def _gallery_ids(path: Path) -> list[int]:
+    content = read_json(path)
+    images = content.get("images") if isinstance(content, dict) else None
+    rows = images if isinstance(images, list) else []
+    ids = [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), int)]
+    if not ids or len(ids) < len(rows):
+        raise UserError(f"{path} must hold a list 'images' of objects with a number 'id'")
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path} lists an image twice")
+    return ids
 
 
 def _record(path: Path, number: int, row: Any, has_target: bool) -> Record:

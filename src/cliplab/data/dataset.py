@@ -46,7 +46,8 @@ class RetrievalDataset(ABC):
     protocols: ClassVar[tuple[str, ...]]  # those of its table that it can be asked under
     protocol_table: ClassVar[Mapping[str, Protocol]] = PROTOCOLS
     same_image: ClassVar[str] = "ignore"  # what data.same_image=null means: separate, positives, ignore
-    test_split: str = "val"  # the split that `test/...` metrics are measured on
+    own_split: str = "val"  # the split that `test/...` metrics are measured on
+    asked_split: str | None = None  # another one, of the user's choice
 
     def __init__(
         self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None
@@ -84,6 +85,11 @@ class RetrievalDataset(ABC):
     @abstractmethod
     def annotation_files(self) -> list[Path]:
         """The annotation files that are there."""
+
+    @property
+    def test_split(self) -> str:
+        """The split that `test/...` metrics are measured on."""
+        return self.asked_split or self.own_split
 
     @property
     def folder(self) -> ImageFolder:

@@ -42,7 +42,7 @@ class ImageFolderDataset(RetrievalDataset):
             raise UserError(f"data.images={images}: an image folder is its own data.root; leave data.images out")
         super().__init__(root, root, categories)
         self._pictures: dict[str, list[list[Path]]] = {}
-        self.test_split = "test" if "test" in self.split_folders else "val"  # ImageNet's test labels are not public
+        self.own_split = "test" if "test" in self.split_folders else "val"  # ImageNet's test labels are not public
 
     @cached_property
     def split_folders(self) -> dict[str, Path]:

@@ -69,7 +69,7 @@ class Karpathy(RetrievalDataset):
         return ()
 
     @property
-    def test_split(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - known once the file is read
+    def own_split(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - known once the file is read
         """Test where the annotations have it, else val: COCO's own captions of the test images are not public."""
         splits = {image.split for image in self.images}
         return "test" if "test" in splits or "val" not in splits else "val"

@@ -27,15 +27,19 @@ Rankings = Mapping[str, Sequence[Any]]
 
 
 def write_submission(folder: Path, ranked: RankedBenchmark) -> list[Path]:
-    """What the test server of a blind benchmark takes: CIRR's pair of files where it has subsets, else CIRCO's file."""
+    """What the test server of a blind benchmark takes: CIRR's pair of files where it has subsets, else CIRCO's file.
+
+    CIRR's server refuses the reference among the predictions, whatever the protocol says of it.
+    """
     benchmark = ranked.benchmark
+    references = benchmark.references() if benchmark.subsets is not None else [-1] * len(benchmark.query_names)
     ids, names = list(benchmark.gallery["id"]), benchmark.query_names
     depth = CIRCO_DEPTH if benchmark.subsets is None else CIRR_KINDS["recall"]
     rankings: dict[str, list[str]] = {}
     for start in range(0, len(names), 512):
         asked = list(range(start, min(start + 512, len(names))))
-        for query_id, rows in zip(asked, ranked.nearest(asked, depth).tolist(), strict=True):
-            rankings[names[query_id]] = [ids[row] for row in rows]
+        for query_id, rows in zip(asked, ranked.nearest(asked, depth + 1).tolist(), strict=True):
+            rankings[names[query_id]] = [ids[row] for row in rows if row != references[query_id]][:depth]
     if benchmark.subsets is None:
         return write_circo(folder, rankings)
     within = {

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 FIELDS = ("gallery", "exclude_reference", "caption_join", "query_unit", "ties", "missing_images")
 
@@ -32,6 +33,23 @@ class PublishedRow:
 def load_published(benchmark: str) -> list[PublishedRow]:
     """Return the published rows of a benchmark in file order; a benchmark that has no file has no rows."""
     return list(_read(benchmark))
+
+
+@dataclass(frozen=True)
+class Edition:
+    """Counts of a released data set, in the words of its `counts()`."""
+
+    edition: str
+    confidence: str
+    counts: dict[str, Any]
+
+
+def published_counts(benchmark: str) -> list[Edition]:
+    """Return the editions of a data set; one that nobody published has none."""
+    import yaml
+
+    editions = yaml.safe_load(files(__name__).joinpath("counts.yaml").read_text(encoding="utf-8"))
+    return [Edition(**row) for row in editions.get(benchmark, [])]
 
 
 def differing_fields(row: PublishedRow, protocol: Mapping[str, object]) -> tuple[str, ...]:
