@@ -51,15 +51,13 @@ def check(config: Config, train: bool = True, from_checkpoint: bool = False) -> 
     """
     check_parts(config)
     protocol = build_protocol(config)
-    zero_shot = build_zero_shot(config) if train else None
-    if zero_shot is not None:
+    if train and (zero_shot := build_zero_shot(config)) is not None:
         zero_shot.check(zero_shot_protocol(config), (config.zero_shot.split,))
         zero_shot.check_headers(config.zero_shot.split)
     dataset = build_dataset(config)
     dataset.prepare()
     dataset.check(protocol, ("train", "val", dataset.test_split) if train else (dataset.test_split,))
-    if config.linear_probe:
-        assert isinstance(dataset, ImageFolderDataset)
+    if config.linear_probe and isinstance(dataset, ImageFolderDataset):
         dataset.check_probe()
     if train:
         _check_monitor(config, dataset.benchmarks(protocol, "val"), protocol)
@@ -93,9 +91,9 @@ def build_dataset(config: Config) -> RetrievalDataset:
     """The data set, not yet checked. Raises UserError for an option that it does not have."""
     data = config.data
     dataset_class = lookup("data set (data.name)", DATASETS, data.name)
-    if data.annotations is not None and not issubclass(dataset_class, Karpathy):
-        raise UserError(f"data.annotations={data.annotations}: data.name={data.name} has files of fixed names")
     options = {} if data.annotations is None else {"annotations": data.annotations}
+    if options and not issubclass(dataset_class, Karpathy):
+        raise UserError(f"data.annotations={data.annotations}: data.name={data.name} has files of fixed names")
     dataset = dataset_class(data.root, data.images, data.categories, **options)
     dataset.asked_split = data.split
     return dataset

@@ -23,6 +23,12 @@ BY_HAND = {
         [" and is red.", "is red. and "],
     ),
     "each_caption": ([" is Blue, has NO collar. ", "Shorter?"], ["is red."]),
+    "caption": ([" is Blue, has NO collar. "], [""]),
+    "precaption": (["is blue, has no collar"], [""]),
+    "shared_concept": (  # of CIRCO, whose second caption is what both pictures share
+        ["Find a picture that also Shorter?, but  is Blue, has NO collar. ."],
+        ["Find a picture that also is red., but ."],
+    ),
     "category_it": (["dress  is blue, has no collar.  and it shorter?"], ["dress  and it is red."]),
 }
 

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from cliplab.benchmark import make_protocol
-from cliplab.data import COCODataModule, FashionIQDataModule, Flickr30kDataModule
+from cliplab.data import (
+    CIRCODataModule,
+    CIRRDataModule,
+    COCODataModule,
+    FashionIQDataModule,
+    Flickr30kDataModule,
+)
 from cliplab.data.fashioniq import FashionIQ
 from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.karpathy import Karpathy
@@ -113,3 +119,34 @@ def test_clothing_counts() -> None:
     assert dataset.class_names[-1] == "t-shirt"
     (benchmark,) = dataset.benchmarks(protocol, "test")
     assert len(benchmark.positives) == 120 and len(set(benchmark.wording_of or ())) == 10
+
+
+def test_cirr_counts() -> None:
+    """The training captions are not at hand: their number is unverified."""
+    needs("cirr")
+    module = CIRRDataModule(DATA)
+    counts = module.dataset.counts()
+    assert counts["train"] == {"images": 16939}
+    assert (counts["val"]["records"], counts["val"]["images"], counts["val"]["empty_captions"]) == (4181, 2297, 0)
+    assert (counts["test"]["records"], counts["test"]["images"], counts["test"]["empty_captions"]) == (4148, 2315, 1)
+    assert counts["val"]["records_with_one_soft_target"] == 3536
+    records = module.dataset.records("val")
+    outside = sum(any(name not in record.members for name in record.soft) for record in records)
+    own = [record for record in records if record.soft.get(record.reference) == 1.0]
+    assert outside == 261 and sum(record.target not in record.soft for record in own) == 37
+
+
+def test_circo_counts() -> None:
+    counts = CIRCODataModule(needs("circo")).dataset.counts()
+    assert (counts["val"]["records"], counts["val"]["ground_truths"], counts["test"]["records"]) == (220, 916, 800)
+    assert counts["val"]["aspects"] == {
+        "statement_with_conjunction": 164,
+        "direct_addressing": 119,
+        "spatial_relations_background": 100,
+        "compare_change": 86,
+        "addition": 80,
+        "viewpoint": 54,
+        "comparative_statement": 50,
+        "cardinality": 37,
+        "negation": 21,
+    }
