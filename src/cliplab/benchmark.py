@@ -172,8 +172,20 @@ def make_protocol(part: Mapping[str, Any], table: Mapping[str, Protocol] = PROTO
     if (join in get_args(ClassJoin)) != (base.hit == "class"):
         fitting = [name for name, row in table.items() if row.caption_join == join]
         raise UserError(f"protocol '{name}' can't have caption_join={join}; it belongs to: {', '.join(fitting)}")
+    _check_fits_table(name, differing, table)
     shown = ", ".join(f"{key}={value}" for key, value in sorted(differing.items()))
     return replace(base, **differing, name=f"{name} ({shown})")
+
+
+def _check_fits_table(name: str, differing: Mapping[str, Any], table: Mapping[str, Protocol]) -> None:
+    """Raise UserError for what no protocol of this data set has: joins of other records, subsets, soft targets."""
+    for key in ("caption_join", "train_join", "query_unit") if table is not PROTOCOLS else ():
+        known = sorted({getattr(row, key) for row in table.values()})
+        if key in differing and differing[key] not in known:
+            hint = f"this data set has: {', '.join(known)}"
+            raise UserError(f"protocol '{name}' can't have {key}={differing[key]}; {hint}")
+    if differing.get("target") == "soft" and all(row.target == "hard" for row in table.values()):
+        raise UserError(f"protocol '{name}' can't have target=soft: this data set has no graded targets")
 
 
 @dataclass(frozen=True)

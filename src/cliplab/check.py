@@ -75,7 +75,11 @@ def _splits(dataset: RetrievalDataset) -> list[str]:
     there = {
         key for counts in (dataset.counts(), *dataset.counts().values()) if isinstance(counts, dict) for key in counts
     }
-    return [split for split in dict.fromkeys(("train", "val", dataset.test_split)) if split in there]
+    # The split that is tested must be there, and says so itself where it isn't.
+    return [
+        *(split for split in ("train", "val") if split in there and split != dataset.test_split),
+        dataset.test_split,
+    ]
 
 
 def _pictures(dataset: RetrievalDataset, protocol: Any, split: str) -> Iterator[str]:

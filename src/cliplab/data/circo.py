@@ -205,6 +205,10 @@ def _record(path: Path, number: int, row: Any, has_target: bool) -> Record:
     if has_target and (not relevant or relevant[0] != row["target_img_id"] or len(set(relevant)) < len(relevant)):
         raise UserError(f"{where}: gt_img_ids must be different ids and begin with target_img_id")
     aspects = tuple(row["semantic_aspects"]) if has_target else ()
+    if not all(isinstance(number, int) for number in relevant) or not all(isinstance(a, str) for a in aspects):
+        raise UserError(f"{where}: gt_img_ids must be image ids and semantic_aspects names")
+    if row["reference_img_id"] in relevant:
+        raise UserError(f"{where}: the reference {row['reference_img_id']} is one of its own gt_img_ids")
     target = row["target_img_id"] if has_target else None
     words = (row["relative_caption"], row["shared_concept"])
     return Record(row["id"], row["reference_img_id"], *words, target, relevant, aspects)

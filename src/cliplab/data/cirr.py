@@ -7,6 +7,7 @@ train/, dev/, test1/                               NLVR2's pictures
 The annotations may also lie in the root itself. Test targets are known to the server alone: its test is a submission.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,7 +108,8 @@ class CIRR(RetrievalDataset):
             records = [_record(path, number, row, has_target=split != "test") for number, row in enumerate(content)]
             first: dict[int, int] = {}
             for number, record in enumerate(records):
-                lost = [n for n in (record.reference, record.target, *record.members) if n and n not in images]
+                named = [record.reference, *([record.target] if record.target is not None else []), *record.members]
+                lost = [name for name in (*named, *record.soft) if name not in images]
                 if lost:
                     raise UserError(f"{path}: record {number} names '{lost[0]}', which {self.split_file(split)} lacks")
                 if first.setdefault(record.pairid, number) != number:
@@ -235,8 +237,11 @@ def _record(path: Path, number: int, row: Any, has_target: bool) -> Record:
         raise UserError(f"{where}: image names and the caption must be strings")
     if not isinstance(row["pairid"], int) or row["reference"] not in members:
         raise UserError(f"{where}: pairid must be a number, and the reference one of img_set.members")
+    if has_target and row["target_hard"] == row["reference"]:
+        raise UserError(f"{where}: target_hard is the reference itself")
     soft = row.get("target_soft", {}) if has_target else {}
-    if not isinstance(soft, dict) or not all(isinstance(grade, int | float) for grade in soft.values()):
+    grades: list[Any] = list(soft.values()) if isinstance(soft, dict) else [None]
+    if not all(type(grade) in (int, float) and not math.isnan(grade) for grade in grades):
         raise UserError(f"{where}: target_soft must map image names to grades, found {soft!r}")
     target = row["target_hard"] if has_target else None
     return Record(row["pairid"], row["reference"], row["caption"], tuple(members), target, soft)

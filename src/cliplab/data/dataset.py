@@ -187,15 +187,22 @@ def read_json(path: Path) -> Any:
     """Parse a .json or .json.gz file. Raises UserError naming the file and the place."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return json.loads(raw)
+        content = json.loads(raw)
     except FileNotFoundError as error:
         raise UserError(f"no file {path}") from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
-    except (UnicodeDecodeError, OSError, EOFError, RecursionError, zlib.error) as error:
+    except (ValueError, OSError, EOFError, RecursionError, zlib.error) as error:
         raise UserError(f"can't read {path}: {error}") from error
+    if b"\\ud" in raw.lower():  # escapes may be of half characters, which no text may hold
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            near = str(error.object)[max(error.start - 30, 0) : error.start]
+            raise UserError(f"{path} holds half a character (an unpaired surrogate) behind {near!r}") from error
+    return content
 
 
 def _missing_images_error(missing: list[str], folder: Path) -> UserError:

@@ -8,7 +8,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ CIRR_BYTES = 5_000_000
 CIRCO_QUERIES = {"test": 800, "val": 220}
 CIRCO_DEPTH = 50
 MAP_AT = (5, 10, 25, 50)
-_CIRR_NAME = re.compile(r"[a-z0-9]+(-\d+)+-img\d+")
+_CIRR_NAME = re.compile(r"test1(-\d+)+-img\d+")
 
 Rankings = Mapping[str, Sequence[Any]]
 
@@ -70,13 +71,16 @@ def check_cirr(path: Path, annotations: Path | None = None) -> str:
     """
     content = _read(path)
     metric = content.pop("metric", None)
-    if metric not in CIRR_KINDS:
+    if not isinstance(metric, str) or metric not in CIRR_KINDS:
         raise UserError(f"{path}: 'metric' must be recall or recall_subset, found {metric!r}")
     if content.pop("version", None) != "rc2":
         raise UserError(f"{path}: 'version' must be rc2")
     if path.stat().st_size > CIRR_BYTES:
         raise UserError(f"{path} has {path.stat().st_size} bytes, more than {CIRR_BYTES}")
     records = _cirr_records(annotations) if annotations is not None else {}
+    known = {name for record in records.values() for name in record["img_set"]["members"]}
+    if annotations is not None and not records:
+        raise UserError(f"{annotations} holds no records")
     _check_keys(path, content, records, CIRR_QUERIES, "pairid")
     for key, names in content.items():
         where = f"{path}: pairid {key}"
@@ -84,8 +88,13 @@ def check_cirr(path: Path, annotations: Path | None = None) -> str:
         wrong = [name for name in names if not _CIRR_NAME.fullmatch(name)]
         if wrong:
             raise UserError(f"{where}: '{wrong[0]}' is no image name (like test1-147-1-img1, no folder, no extension)")
+        if not key.isdecimal():
+            raise UserError(f"{where}: a pairid is a number")
         if key in records:
             _check_cirr_names(where, names, records[key], metric)
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise UserError(f"{where}: '{unknown[0]}' is no image of test1")
     return metric
 
 
@@ -103,7 +112,7 @@ def check_circo(path: Path, annotations: Path | None = None) -> str:
     `annotations` is image_info_unlabeled2017.json: then every id must be in the gallery.
     """
     content = _read(path)
-    split = "val" if len(content) == CIRCO_QUERIES["val"] else "test"
+    split = "val" if 2 * len(content) <= sum(CIRCO_QUERIES.values()) else "test"
     _check_keys(path, content, {str(number): None for number in range(CIRCO_QUERIES[split])}, None, "query")
     gallery = {row["id"] for row in _read(annotations)["images"]} if annotations is not None else None
     for key, ids in content.items():
@@ -121,6 +130,8 @@ def score_circo(path: Path, annotations: Path) -> dict[str, float]:
     """
     records = _read(annotations, list)
     rankings = _read(path)
+    if not records:
+        raise UserError(f"{annotations} holds no queries")
     for number, record in enumerate(records):
         if not isinstance(record, dict) or not record.get("gt_img_ids"):
             raise UserError(f"{annotations}: query {number} has no ground truth (gt_img_ids): only val can be scored")
@@ -177,10 +188,10 @@ def _cirr_records(path: Path) -> dict[str, Any]:
 def _read(path: Path, kind: type = dict) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"can't read {path}: {error}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"can't read {path}: {error}") from error
     if not isinstance(content, kind):
         raise UserError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}")
     return content
@@ -200,6 +211,16 @@ def _write(path: Path, content: Mapping[str, Any]) -> Path:
     return path
 
 
+@contextmanager
+def _well_formed(annotations: Path | None) -> Iterator[None]:
+    """What a malformed file of annotations runs into, as one error that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise UserError(f"{annotations} is not in the released form ({what})") from error
+
+
 def main(arguments: Sequence[str]) -> None:
     """The two commands."""
     parser = argparse.ArgumentParser(prog="python -m cliplab.evaluation.submissions", description=__doc__)
@@ -212,11 +233,13 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(list(arguments))
     if given.command == "score":
         for path in given.files:
-            sys.stdout.write(json.dumps(score_circo(path, given.annotations)) + "\n")
+            with _well_formed(given.annotations):
+                sys.stdout.write(json.dumps(score_circo(path, given.annotations)) + "\n")
         return
     check = check_cirr if given.benchmark == "cirr" else check_circo
     for path in given.files:
-        sys.stdout.write(f"{path}: ok, {check(path, given.annotations)}\n")
+        with _well_formed(given.annotations):
+            sys.stdout.write(f"{path}: ok, {check(path, given.annotations)}\n")
 
 
 if __name__ == "__main__":
