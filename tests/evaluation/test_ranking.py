@@ -316,9 +316,9 @@ class TestTruthsOfOnePass:
         class Counting(CosineScorer):
             entries = 0
 
-            def block(self, queries: Tensor, gallery: Tensor) -> Tensor:
+            def block(self, queries: Tensor, gallery: Tensor, out: Tensor | None = None) -> Tensor:
                 Counting.entries += len(queries) * len(gallery)
-                return super().block(queries, gallery)
+                return super().block(queries, gallery, out)
 
         queries, gallery, positives, excluded, _ = whole_case(2)
         back = [[0]] * len(gallery)

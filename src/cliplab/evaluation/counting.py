@@ -10,7 +10,7 @@ the queries (a column). L lines, N candidates across them.
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from cliplab.evaluation.scoring import Scorer
 from cliplab.precision import exact_fp32
 
-PIECE = 2**18  # numbers per operand of exact scores: what a cache holds
+PIECE = 2**18  # numbers that a cache holds
 
 
 class Pairs:
@@ -60,9 +60,11 @@ class ScoreTable:
     scorer: Scorer
     known: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def block(self, queries: slice, gallery: slice) -> Tensor:
-        """fp32 scores_qg of a block."""
-        return self.scorer.block(self.queries[queries].float(), self.gallery[gallery].float()).float()
+    def block(self, queries: slice, gallery: slice, buffer: Tensor) -> Tensor:
+        """fp32 scores_qg of a block, in the buffer [block of queries, block of gallery] if the scorer can."""
+        rows, columns = self.queries[queries].float(), self.gallery[gallery].float()
+        out = buffer.flatten()[: len(rows) * len(columns)].view(len(rows), len(columns))
+        return self.scorer.block(rows, columns, out=out).float()
 
     def pairs(self, line: Tensor, candidate: Tensor, backward: bool) -> Tensor:
         """float64 scores [P] of (line, candidate) pairs, in pieces that fit a cache."""
@@ -96,31 +98,31 @@ class Targets:
         self.score, self.kept_out, self.backward = score, kept_out, backward
         self.ahead, self.ties = (torch.zeros(len(score), dtype=torch.int64, device=score.device) for _ in range(2))
 
-    def count(self, scores_qg: Tensor, queries: slice, gallery: slice, table: ScoreTable) -> None:
-        """Add the candidates of a block: one comparison clears the lines that hold nothing as high as the target."""
+    def bounds(self, queries: slice, gallery: slice, band: float) -> list[tuple[Tensor, bool]]:
+        """fp32 [L]: what is below the first is behind, what is not below the second ahead. Each with `backward`."""
+        score = self.score[gallery if self.backward else queries].float()
+        return [(score - band, self.backward), ((score + band).nextafter(score.new_tensor(torch.inf)), self.backward)]
+
+    def count(self, scores_qg: Tensor, queries: slice, gallery: slice, counts: list[Tensor], table: ScoreTable) -> None:
+        """Add the candidates of a block, given how many of each line's scores are not below its bounds."""
         lines, across = (gallery, queries) if self.backward else (queries, gallery)
         scores = scores_qg.T if self.backward else scores_qg  # [L, N] of the block
+        low, high = (bound for bound, _ in self.bounds(queries, gallery, table.scorer.band))
         line, candidate = (each.to(scores.device) for each in self.kept_out.inside(lines, across))
-        low, high = (self.score[lines].float() + sign * table.scorer.band for sign in (-1, 1))
-        not_behind = _how_many_not(torch.lt, scores, low, (line, candidate))
-        left = not_behind.nonzero().flatten()
-        if 2 * len(left) < len(scores):  # else copying them costs more than it saves
-            number = torch.full_like(not_behind, -1)
-            number[left] = torch.arange(len(left), device=left.device)
-            line, candidate = number[line], candidate[number[line] >= 0]
-            scores, line = scores.index_select(0, left), line[line >= 0]
-        else:
-            left = torch.arange(len(scores), device=left.device)
-        ahead = _how_many_not(torch.le, scores, high[left], (line, candidate))
-        self.ahead.index_add_(0, lines.start + left, ahead)
-        unsure = (not_behind[left] > ahead).nonzero().flatten()
+        kept_out = scores[line, candidate]
+        not_behind = counts[0].index_add_(0, line, (kept_out < low[line]).long() - 1)
+        ahead = counts[1].index_add_(0, line, (kept_out < high[line]).long() - 1)
+        self.ahead[lines] += ahead
+        unsure = (not_behind > ahead).nonzero().flatten()
         if len(unsure):
-            chosen, bounds = scores.index_select(0, unsure), (low[left[unsure], None], high[left[unsure], None])
-            found = ((chosen >= bounds[0]) & (chosen <= bounds[1])).flatten().nonzero().flatten()
-            width = scores.shape[1]
-            place = unsure[found // width] * width + found % width
-            place = place[~torch.isin(place, line * width + candidate)]
-            self._settle(lines.start + left[place // width], across.start + place % width, table)
+            chosen = scores_qg.index_select(int(self.backward), unsure)  # along memory: a transpose is copied slowly
+            chosen = chosen.T if self.backward else chosen
+            near = (chosen >= low[unsure, None]) & (chosen < high[unsure, None])
+            number = torch.full_like(ahead, -1).index_copy_(0, unsure, torch.arange(len(unsure), device=unsure.device))
+            found = number[line] >= 0
+            near[number[line[found]], candidate[found]] = False
+            number, other = near.nonzero(as_tuple=True)
+            self._settle(lines.start + unsure[number], across.start + other, table)
 
     def _settle(self, line: Tensor, candidate: Tensor, table: ScoreTable) -> None:
         """Compare exactly the candidates [P] that lie within the band, on their lines [P]."""
@@ -144,10 +146,14 @@ def count_ahead(
     """One pass over blocks of (queries, gallery) for all targets; of share (i, n), process i of n does every nth."""
     with exact_fp32(table.queries.device):
         every = itertools.product(blocks_of(len(table.gallery), blocks[1]), blocks_of(len(table.queries), blocks[0]))
+        sizes = min(blocks[0], len(table.queries)), min(blocks[1], len(table.gallery))
+        buffer = torch.empty(sizes, device=table.queries.device)  # new memory for every block costs a CPU a tenth
         for gallery, queries in itertools.islice(every, share[0], None, share[1]):
-            scores_qg = table.block(queries, gallery)
+            scores_qg = table.block(queries, gallery, buffer)
+            bounds = [bound for each in targets for bound in each.bounds(queries, gallery, table.scorer.band)]
+            counts = iter(_not_below(scores_qg, bounds))
             for each in targets:
-                each.count(scores_qg, queries, gallery, table)
+                each.count(scores_qg, queries, gallery, [next(counts), next(counts)], table)
 
 
 def blocks_of(length: int, size: int) -> list[slice]:
@@ -155,11 +161,21 @@ def blocks_of(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _how_many_not(test: Callable[..., Tensor], scores: Tensor, bound: Tensor, kept_out: tuple[Tensor, ...]) -> Tensor:
-    """Of scores [L, N] against bounds [L]: how many fail the test and are not kept out, int64 [L].
+def _not_below(scores_qg: Tensor, bounds: list[tuple[Tensor, bool]]) -> list[Tensor]:
+    """Per bound (of each row of the block, or backward of each column) how many scores are not below it, int64 [L].
 
-    The flags are fp32: they add up several times faster than bools, and exactly up to 2^24.
+    The block is taken in pieces that stay in the cache for all bounds. Flags are fp32: they add up several times faster
+    than bools, and exactly up to 2^24.
     """
-    flags = test(scores, bound[:, None], out=torch.empty_like(scores))
-    flags[kept_out] = 1
-    return flags.shape[1] - flags.sum(1).long()
+    rows, columns = scores_qg.shape
+    size = max(1, PIECE // columns) if scores_qg.device.type == "cpu" else rows
+    buffer = scores_qg.new_empty(size, columns)
+    below = [torch.zeros_like(bound) for bound, _ in bounds]
+    for piece in blocks_of(rows, size):
+        scores, flags = scores_qg[piece], buffer[: piece.stop - piece.start]
+        for (bound, backward), count in zip(bounds, below, strict=True):
+            if backward:
+                count += torch.lt(scores, bound, out=flags).sum(0)
+            else:
+                torch.sum(torch.lt(scores, bound[piece, None], out=flags), 1, out=count[piece])
+    return [(rows if backward else columns) - count.long() for (_, backward), count in zip(bounds, below, strict=True)]

@@ -13,8 +13,8 @@ class Scorer(Protocol):
     band: float  # two fp32 block scores further apart than this are ordered rightly
     tie: float  # two exact scores at most this far apart are equal
 
-    def block(self, queries: Tensor, gallery: Tensor) -> Tensor:
-        """[Q, ...], [G, D] -> fp32 scores_qg [Q, G]."""
+    def block(self, queries: Tensor, gallery: Tensor, out: Tensor | None = None) -> Tensor:
+        """[Q, ...], [G, D] -> fp32 scores_qg [Q, G]; `out` is memory that may be used for them."""
         ...
 
     def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
@@ -28,9 +28,9 @@ class CosineScorer:
     band = 4e-6  # 1e-6 is enough for most; at D = 768 a row dot and its entry of a product differed by up to 7.5e-7
     tie = 0.0
 
-    def block(self, queries: Tensor, gallery: Tensor) -> Tensor:
+    def block(self, queries: Tensor, gallery: Tensor, out: Tensor | None = None) -> Tensor:
         """[Q, D], [G, D] -> [Q, G]."""
-        return queries @ gallery.T
+        return torch.mm(queries, gallery.T, out=out)
 
     def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """[N, D], [N, D] -> [N]: exact products, added up by halving, an order that no shape or device changes."""
@@ -54,7 +54,7 @@ class JointScorer:
         self.composer = composer
         self.exact = copy.deepcopy(composer).double().eval()
 
-    def block(self, queries: Tensor, gallery: Tensor) -> Tensor:
+    def block(self, queries: Tensor, gallery: Tensor, out: Tensor | None = None) -> Tensor:
         """[Q, ...], [G, D] -> [Q, G]."""
         weights = next(self.composer.parameters(), queries)
         return self.composer.score(queries.to(weights.dtype), gallery.to(weights.dtype))
