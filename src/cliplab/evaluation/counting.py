@@ -21,6 +21,7 @@ from cliplab.evaluation.scoring import Scorer
 from cliplab.precision import exact_fp32
 
 PIECE = 2**18  # numbers that a cache holds
+SEGMENT = 128  # candidates that are looked through together for those near a target
 
 
 class Pairs:
@@ -71,7 +72,10 @@ class ScoreTable:
         rows, columns = (candidate, line) if backward else (line, candidate)
         rows, columns = rows.to(self.queries.device), columns.to(self.gallery.device)
         size = max(1, PIECE // self.queries[:1].numel()) if len(self.queries) else 1
-        parts = [self.scorer.pairs(self.queries[rows[p]], self.gallery[columns[p]]) for p in blocks_of(len(rows), size)]
+        parts = [
+            self.scorer.pairs(self.queries.index_select(0, rows[p]), self.gallery.index_select(0, columns[p]))
+            for p in blocks_of(len(rows), size)
+        ]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=self.queries.device)
 
     def positives(self, pairs: Pairs, backward: bool) -> Tensor:
@@ -94,42 +98,42 @@ class Targets:
     and `ties` int64 [L] on the device of the score. A score that is not a number counts against the target.
     """
 
-    def __init__(self, score: Tensor, kept_out: Pairs, backward: bool = False) -> None:
+    def __init__(self, score: Tensor, kept_out: Pairs, band: float, backward: bool = False) -> None:
         self.score, self.kept_out, self.backward = score, kept_out, backward
         self.ahead, self.ties = (torch.zeros(len(score), dtype=torch.int64, device=score.device) for _ in range(2))
+        bound = score.float()  # what is below low is behind, what is not below high is ahead: fp32 [L]
+        self.low, self.high = bound - band, (bound + band).nextafter(bound.new_tensor(torch.inf))
+        self.near: list[tuple[Tensor, Tensor]] = []  # (line, candidate) pairs in between, to be compared exactly
 
-    def bounds(self, queries: slice, gallery: slice, band: float) -> list[tuple[Tensor, bool]]:
-        """fp32 [L]: what is below the first is behind, what is not below the second ahead. Each with `backward`."""
-        score = self.score[gallery if self.backward else queries].float()
-        return [(score - band, self.backward), ((score + band).nextafter(score.new_tensor(torch.inf)), self.backward)]
-
-    def count(self, scores_qg: Tensor, queries: slice, gallery: slice, counts: list[Tensor], table: ScoreTable) -> None:
-        """Add the candidates of a block, given how many of each line's scores are not below its bounds."""
+    def count(self, scores_qg: Tensor, queries: slice, gallery: slice, not_below: Tensor) -> None:
+        """Add the candidates of a block; not_below int64 [2, S, L]: of each segment, how many reach low and high."""
         lines, across = (gallery, queries) if self.backward else (queries, gallery)
         scores = scores_qg.T if self.backward else scores_qg  # [L, N] of the block
-        low, high = (bound for bound, _ in self.bounds(queries, gallery, table.scorer.band))
+        low, high = self.low[lines], self.high[lines]
         line, candidate = (each.to(scores.device) for each in self.kept_out.inside(lines, across))
-        kept_out = scores[line, candidate]
-        not_behind = counts[0].index_add_(0, line, (kept_out < low[line]).long() - 1)
-        ahead = counts[1].index_add_(0, line, (kept_out < high[line]).long() - 1)
-        self.ahead[lines] += ahead
-        unsure = (not_behind > ahead).nonzero().flatten()
+        kept_out, place = scores[line, candidate], (candidate // SEGMENT, line)
+        for reached, bound in zip(not_below, (low, high), strict=True):
+            reached.index_put_(place, (kept_out < bound[line]).long() - 1, accumulate=True)
+        self.ahead[lines] += not_below[1].sum(0)
+        segment, unsure = (not_below[0] > not_below[1]).nonzero(as_tuple=True)
         if len(unsure):
-            chosen = scores_qg.index_select(int(self.backward), unsure)  # along memory: a transpose is copied slowly
-            chosen = chosen.T if self.backward else chosen
-            near = (chosen >= low[unsure, None]) & (chosen < high[unsure, None])
-            number = torch.full_like(ahead, -1).index_copy_(0, unsure, torch.arange(len(unsure), device=unsure.device))
-            found = number[line] >= 0
-            near[number[line[found]], candidate[found]] = False
-            number, other = near.nonzero(as_tuple=True)
-            self._settle(lines.start + unsure[number], across.start + other, table)
+            other = segment[:, None] * SEGMENT + torch.arange(SEGMENT, device=scores.device)
+            chosen = scores[unsure[:, None], other.clamp(max=scores.shape[1] - 1)]
+            is_near = (chosen >= low[unsure, None]) & (chosen < high[unsure, None]) & (other < scores.shape[1])
+            number, column = is_near.nonzero(as_tuple=True)
+            found, other = unsure[number], other[number, column]
+            counts = ~torch.isin(found * scores.shape[1] + other, line * scores.shape[1] + candidate)
+            self.near.append((lines.start + found[counts], across.start + other[counts]))
 
-    def _settle(self, line: Tensor, candidate: Tensor, table: ScoreTable) -> None:
-        """Compare exactly the candidates [P] that lie within the band, on their lines [P]."""
-        exact = table.pairs(line, candidate, self.backward)
-        ahead, ties = compare(exact, self.score[line], table.scorer.tie)
+    def settle(self, table: ScoreTable, most: int = 0) -> None:
+        """Compare the near candidates exactly, if there are more than `most`."""
+        if sum(len(line) for line, _ in self.near) <= most:
+            return
+        line, candidate = (torch.cat(each) for each in zip(*self.near, strict=True))
+        ahead, ties = compare(table.pairs(line, candidate, self.backward), self.score[line], table.scorer.tie)
         self.ahead.index_add_(0, line, ahead)
         self.ties.index_add_(0, line, ties)
+        self.near.clear()
 
 
 def compare(scores: Tensor, targets: Tensor, tie: float) -> tuple[Tensor, Tensor]:
@@ -150,10 +154,11 @@ def count_ahead(
         buffer = torch.empty(sizes, device=table.queries.device)  # new memory for every block costs a CPU a tenth
         for gallery, queries in itertools.islice(every, share[0], None, share[1]):
             scores_qg = table.block(queries, gallery, buffer)
-            bounds = [bound for each in targets for bound in each.bounds(queries, gallery, table.scorer.band)]
-            counts = iter(_not_below(scores_qg, bounds))
-            for each in targets:
-                each.count(scores_qg, queries, gallery, [next(counts), next(counts)], table)
+            for each, not_below in zip(targets, _not_below(scores_qg, targets, queries, gallery), strict=True):
+                each.count(scores_qg, queries, gallery, not_below)
+                each.settle(table, most=PIECE)
+        for each in targets:
+            each.settle(table)
 
 
 def blocks_of(length: int, size: int) -> list[slice]:
@@ -161,21 +166,28 @@ def blocks_of(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _not_below(scores_qg: Tensor, bounds: list[tuple[Tensor, bool]]) -> list[Tensor]:
-    """Per bound (of each row of the block, or backward of each column) how many scores are not below it, int64 [L].
+def _not_below(scores_qg: Tensor, targets: Sequence[Targets], queries: slice, gallery: slice) -> list[Tensor]:
+    """Per target, int64 [2, S, L]: of each segment of a line, how many scores are not below its low and high bounds.
 
     The block is taken in pieces that stay in the cache for all bounds. Flags are fp32: they add up several times faster
-    than bools, and exactly up to 2^24.
+    than bools, and exactly. What lies beyond the block is flagged as below.
     """
     rows, columns = scores_qg.shape
-    size = max(1, PIECE // columns) if scores_qg.device.type == "cpu" else rows
-    buffer = scores_qg.new_empty(size, columns)
-    below = [torch.zeros_like(bound) for bound, _ in bounds]
-    for piece in blocks_of(rows, size):
-        scores, flags = scores_qg[piece], buffer[: piece.stop - piece.start]
-        for (bound, backward), count in zip(bounds, below, strict=True):
-            if backward:
-                count += torch.lt(scores, bound, out=flags).sum(0)
+    down, across = (-(-each // SEGMENT) for each in (rows, columns))
+    size = min(down, max(1, PIECE // (across * SEGMENT**2))) if scores_qg.device.type == "cpu" else down
+    flags = scores_qg.new_ones(size * SEGMENT, across * SEGMENT)
+    bounds = [(e, bound[gallery if e.backward else queries]) for e in targets for bound in (e.low, e.high)]
+    below = [scores_qg.new_empty((down, columns) if each.backward else (rows, across)) for each, _ in bounds]
+    for segments in blocks_of(down, size):
+        piece = slice(segments.start * SEGMENT, min(segments.stop * SEGMENT, rows))
+        scores, count = scores_qg[piece], segments.stop - segments.start
+        if len(scores) < len(flags):
+            flags[len(scores) :] = 1
+        for (each, bound), found in zip(bounds, below, strict=True):
+            torch.lt(scores, bound if each.backward else bound[piece, None], out=flags[: len(scores), :columns])
+            if each.backward:
+                torch.sum(flags.view(size, SEGMENT, -1)[:count, :, :columns], 1, out=found[segments])
             else:
-                torch.sum(torch.lt(scores, bound[piece, None], out=flags), 1, out=count[piece])
-    return [(rows if backward else columns) - count.long() for (_, backward), count in zip(bounds, below, strict=True)]
+                torch.sum(flags.view(len(flags), across, SEGMENT)[: len(scores)], 2, out=found[piece])
+    both = [torch.stack(below[i : i + 2]).long() for i in range(0, len(below), 2)]
+    return [SEGMENT - (each if e.backward else each.transpose(1, 2)) for e, each in zip(targets, both, strict=True)]

@@ -12,7 +12,7 @@ from cliplab.evaluation.counting import Pairs, ScoreTable, Targets, compare, cou
 from cliplab.evaluation.scoring import CosineScorer, Scorer
 
 Rows = Sequence[Sequence[int]]  # rows of the gallery by query (backward: rows of the queries by gallery row)
-CPU_BLOCKS, GPU_BLOCKS = (2048, 1024), (8192, 8192)  # (queries, gallery) per block: what a CPU's cache holds; 256 MB
+CPU_BLOCKS, GPU_BLOCKS = (4096, 1024), (8192, 8192)  # (queries, gallery) per block: 16 MB; 256 MB
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,9 @@ def _ask(truth: Truth, table: ScoreTable) -> _Question:
     pairs = _pairs(truth.positives)
     best, kept_out = _best(pairs, table, truth.backward), _kept_out(truth, pairs)
     none = torch.zeros(count, dtype=torch.int64)
-    return _Question(torch.arange(count), none, none, [Targets(best, kept_out, truth.backward)] if count else [])
+    return _Question(
+        torch.arange(count), none, none, [Targets(best, kept_out, table.scorer.band, truth.backward)] if count else []
+    )
 
 
 def _ask_each(truth: Truth, table: ScoreTable, count: int) -> _Question:
@@ -177,7 +179,7 @@ def _ask_each(truth: Truth, table: ScoreTable, count: int) -> _Question:
         if truth.of == "graded":  # only the target itself is no rival of its own
             own = ([*dict.fromkeys(p)][number : number + 1] for p in truth.positives)
             kept_out = Pairs({*p, *e} for p, e in zip(own, _excluded(truth), strict=True))
-        question.targets.append(Targets(target, kept_out, truth.backward))
+        question.targets.append(Targets(target, kept_out, table.scorer.band, truth.backward))
     return question
 
 
