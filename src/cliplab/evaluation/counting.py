@@ -9,8 +9,7 @@ the queries (a column). L lines, N candidates across them.
 """
 
 import itertools
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,15 +26,12 @@ SEGMENT = 128  # candidates that are looked through together for those near a ta
 class Pairs:
     """(line, candidate) pairs sorted by line: positives, or what is kept out of a ranking. int64 [P], on the CPU."""
 
-    def __init__(self, candidates_of_line: Iterable[Iterable[int]]) -> None:
-        counts, flat = array("q"), array("q")
-        for candidates in candidates_of_line:
-            before = len(flat)
-            flat.extend(candidates)
-            counts.append(len(flat) - before)
-        self.counts = torch.from_numpy(np.array(counts, dtype=np.int64))  # [L]
-        self.line = torch.repeat_interleave(torch.arange(len(counts)), self.counts)
-        self.candidate = torch.from_numpy(np.array(flat, dtype=np.int64))
+    def __init__(self, candidates_of_line: Iterable[Collection[int]]) -> None:
+        rows = list(candidates_of_line)
+        self.counts = torch.from_numpy(np.fromiter(map(len, rows), np.int64, len(rows)))  # [L]
+        self.line = torch.repeat_interleave(torch.arange(len(rows)), self.counts)
+        flat = itertools.chain.from_iterable(rows)
+        self.candidate = torch.from_numpy(np.fromiter(flat, np.int64, len(self.line)))
 
     def __len__(self) -> int:
         return len(self.line)
@@ -105,25 +101,25 @@ class Targets:
         self.low, self.high = bound - band, (bound + band).nextafter(bound.new_tensor(torch.inf))
         self.near: list[tuple[Tensor, Tensor]] = []  # (line, candidate) pairs in between, to be compared exactly
 
-    def count(self, scores_qg: Tensor, queries: slice, gallery: slice, not_below: Tensor) -> None:
-        """Add the candidates of a block; not_below int64 [2, S, L]: of each segment, how many reach low and high."""
+    def count(self, scores_qg: Tensor, queries: slice, gallery: slice, below: Tensor) -> None:
+        """Add the candidates of a block; below fp32 [2, S, L]: in each segment, how many are below low and high."""
         lines, across = (gallery, queries) if self.backward else (queries, gallery)
         scores = scores_qg.T if self.backward else scores_qg  # [L, N] of the block
         low, high = self.low[lines], self.high[lines]
-        line, candidate = (each.to(scores.device) for each in self.kept_out.inside(lines, across))
-        kept_out, place = scores[line, candidate], (candidate // SEGMENT, line)
-        for reached, bound in zip(not_below, (low, high), strict=True):
-            reached.index_put_(place, (kept_out < bound[line]).long() - 1, accumulate=True)
-        self.ahead[lines] += not_below[1].sum(0)
-        segment, unsure = (not_below[0] > not_below[1]).nonzero(as_tuple=True)
+        kept_out = line, candidate = tuple(each.to(scores.device) for each in self.kept_out.inside(lines, across))
+        theirs, place = scores[kept_out], (candidate // SEGMENT, line)
+        for found, bound in zip(below, (low, high), strict=True):
+            found.index_put_(place, (~(theirs < bound[line])).float(), accumulate=True)
+        self.ahead[lines] += below.shape[1] * SEGMENT - below[1].sum(0).long()
+        segment, unsure = (below[0] < below[1]).nonzero(as_tuple=True)
         if len(unsure):
+            scores[kept_out] = -torch.inf
             other = segment[:, None] * SEGMENT + torch.arange(SEGMENT, device=scores.device)
             chosen = scores[unsure[:, None], other.clamp(max=scores.shape[1] - 1)]
             is_near = (chosen >= low[unsure, None]) & (chosen < high[unsure, None]) & (other < scores.shape[1])
+            scores[kept_out] = theirs
             number, column = is_near.nonzero(as_tuple=True)
-            found, other = unsure[number], other[number, column]
-            counts = ~torch.isin(found * scores.shape[1] + other, line * scores.shape[1] + candidate)
-            self.near.append((lines.start + found[counts], across.start + other[counts]))
+            self.near.append((lines.start + unsure[number], across.start + other[number, column]))
 
     def settle(self, table: ScoreTable, most: int = 0) -> None:
         """Compare the near candidates exactly, if there are more than `most`."""
@@ -154,8 +150,8 @@ def count_ahead(
         buffer = torch.empty(sizes, device=table.queries.device)  # new memory for every block costs a CPU a tenth
         for gallery, queries in itertools.islice(every, share[0], None, share[1]):
             scores_qg = table.block(queries, gallery, buffer)
-            for each, not_below in zip(targets, _not_below(scores_qg, targets, queries, gallery), strict=True):
-                each.count(scores_qg, queries, gallery, not_below)
+            for each, below in zip(targets, _below(scores_qg, targets, queries, gallery), strict=True):
+                each.count(scores_qg, queries, gallery, below)
                 each.settle(table, most=PIECE)
         for each in targets:
             each.settle(table)
@@ -166,8 +162,8 @@ def blocks_of(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _not_below(scores_qg: Tensor, targets: Sequence[Targets], queries: slice, gallery: slice) -> list[Tensor]:
-    """Per target, int64 [2, S, L]: of each segment of a line, how many scores are not below its low and high bounds.
+def _below(scores_qg: Tensor, targets: Sequence[Targets], queries: slice, gallery: slice) -> list[Tensor]:
+    """Per target, fp32 [2, S, L]: of each segment of a line, how many scores are below its low and its high bounds.
 
     The block is taken in pieces that stay in the cache for all bounds. Flags are fp32: they add up several times faster
     than bools, and exactly. What lies beyond the block is flagged as below.
@@ -175,19 +171,20 @@ def _not_below(scores_qg: Tensor, targets: Sequence[Targets], queries: slice, ga
     rows, columns = scores_qg.shape
     down, across = (-(-each // SEGMENT) for each in (rows, columns))
     size = min(down, max(1, PIECE // (across * SEGMENT**2))) if scores_qg.device.type == "cpu" else down
-    flags = scores_qg.new_ones(size * SEGMENT, across * SEGMENT)
-    bounds = [(e, bound[gallery if e.backward else queries]) for e in targets for bound in (e.low, e.high)]
-    below = [scores_qg.new_empty((down, columns) if each.backward else (rows, across)) for each, _ in bounds]
+    flags = scores_qg.new_empty(size * SEGMENT, across * SEGMENT)
+    flags[:, columns:] = 1
+    below = [scores_qg.new_empty(2, *((down, columns) if each.backward else (across, rows))) for each in targets]
     for segments in blocks_of(down, size):
         piece = slice(segments.start * SEGMENT, min(segments.stop * SEGMENT, rows))
         scores, count = scores_qg[piece], segments.stop - segments.start
-        if len(scores) < len(flags):
-            flags[len(scores) :] = 1
-        for (each, bound), found in zip(bounds, below, strict=True):
-            torch.lt(scores, bound if each.backward else bound[piece, None], out=flags[: len(scores), :columns])
-            if each.backward:
-                torch.sum(flags.view(size, SEGMENT, -1)[:count, :, :columns], 1, out=found[segments])
-            else:
-                torch.sum(flags.view(len(flags), across, SEGMENT)[: len(scores)], 2, out=found[piece])
-    both = [torch.stack(below[i : i + 2]).long() for i in range(0, len(below), 2)]
-    return [SEGMENT - (each if e.backward else each.transpose(1, 2)) for e, each in zip(targets, both, strict=True)]
+        flags[len(scores) :] = 1
+        for each, found in zip(targets, below, strict=True):
+            for number, bound in enumerate((each.low, each.high)):
+                limit = bound[gallery] if each.backward else bound[queries][piece, None]
+                torch.lt(scores, limit, out=flags[: len(scores), :columns])
+                if each.backward:
+                    torch.sum(flags.view(size, SEGMENT, -1)[:count, :, :columns], 1, out=found[number, segments])
+                else:
+                    by_segment = flags.view(len(flags), across, SEGMENT)[: len(scores)]
+                    torch.sum(by_segment, 2, out=found[number].T[piece])
+    return below

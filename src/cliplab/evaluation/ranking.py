@@ -196,7 +196,7 @@ def _kept_out(truth: Truth, positives: Pairs) -> Pairs:
 
 def _pairs(positives: Rows) -> Pairs:
     """Without repetitions, in the order given. Raises UserError where a query has none."""
-    pairs = Pairs(dict.fromkeys(rows) for rows in positives)
+    pairs = Pairs(rows if len(rows) == 1 else dict.fromkeys(rows) for rows in positives)
     if len(empty := (pairs.counts == 0).nonzero()):
         raise UserError(f"query {int(empty[0])} has no positive: there is nothing to rank for it ({len(empty)} such)")
     return pairs
