@@ -1,4 +1,4 @@
-"""Speed and memory beside peers, one script per question: `python -m benchmarks.ranking`; all: `python -m benchmarks`."""
+"""Speed and memory beside peers, one script per question: `python -m benchmarks.ranking`, or all of them."""
 
 import os
 

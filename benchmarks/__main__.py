@@ -14,8 +14,8 @@ SCRIPTS = ("ranking",)
 RESULTS = Path(__file__).parent / "RESULTS.md"
 HEADER = """# Measured
 
-`python -m benchmarks` writes this file. Both sides of a ratio take turns in one process; medians of several rounds. Ratios
-above 1: ours is faster or smaller. Absolute numbers belong to a shared machine and say little.
+`python -m benchmarks` writes this file. Both sides of a ratio take turns in one process; medians of several rounds.
+Ratios above 1: ours is faster or smaller. Absolute numbers belong to a shared machine and say little.
 """
 
 

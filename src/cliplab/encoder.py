@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cliplab.data.images import ImagePreprocess
 from cliplab.data.inputs import Picture, Pictures, Texts, paired, pictures_below
 from cliplab.errors import UserError
-from cliplab.evaluation.ranking import top_k
+from cliplab.evaluation.nearest import top_k
 from cliplab.evaluation.scoring import CosineScorer
 from cliplab.models.architectures import architecture_names
 from cliplab.models.clip import CLIP, CustomTextCLIP

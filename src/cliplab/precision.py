@@ -12,10 +12,16 @@ def exact_fp32(device: torch.device) -> Iterator[None]:
 
     In bf16 a logit of 30 has steps of 0.125, and ranks need scores that are exact to a few 1e-7.
     """
+    with matmul_precision("highest"), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """torch.set_float32_matmul_precision for a while: highest, or medium (bf16 or TF32 inside fp32 products)."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(precision)
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before)

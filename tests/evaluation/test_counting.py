@@ -48,7 +48,7 @@ def make_table(seed: int = 0) -> tuple[ScoreTable, list[list[int]], torch.Tensor
 @pytest.mark.parametrize("shares", [1, 3])
 def test_counts_are_a_loops_and_shares_add_up(blocks: tuple[int, int], shares: int) -> None:
     table, kept_out, score = make_table()
-    parts = [Targets(score, Pairs(kept_out), CosineScorer.band) for _ in range(shares)]
+    parts = [Targets(score, Pairs(kept_out)) for _ in range(shares)]
     for number, part in enumerate(parts):
         count_ahead([part], table, blocks, (number, shares))
     for q in range(11):
@@ -65,7 +65,7 @@ def test_lines_with_many_candidates_ahead_or_none(high: int) -> None:
     score = table.pairs(torch.arange(80), torch.arange(80) % 50, backward=False)
     score[:high] = 2.0
     kept_out = [[q % 50, (q + 7) % 50] for q in range(80)]
-    targets = Targets(score, Pairs(kept_out), CosineScorer.band)
+    targets = Targets(score, Pairs(kept_out))
     count_ahead([targets], table, (80, 50))
     for q in range(80):
         scores = [dot(table.queries[q], row) for g, row in enumerate(table.gallery) if g not in kept_out[q]]

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cliplab.evaluation.rounding import RoundingErrors, rounds_products
 from cliplab.evaluation.scoring import Scorer
-from cliplab.precision import exact_fp32
+from cliplab.precision import exact_fp32, matmul_precision
 
 PIECE = 2**18  # numbers that a cache holds
 SEGMENT = 128  # candidates that are looked through together for those near a target
@@ -57,6 +58,11 @@ class ScoreTable:
     scorer: Scorer
     known: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
+    @property
+    def can_round(self) -> bool:
+        """Whether the scores are products that the hardware multiplies faster from rounded operands."""
+        return self.scorer.is_product and rounds_products(self.queries.device.type)
+
     def block(self, queries: slice, gallery: slice, buffer: Tensor) -> Tensor:
         """fp32 scores_qg of a block, in the buffer [block of queries, block of gallery] if the scorer can."""
         rows, columns = self.queries[queries].float(), self.gallery[gallery].float()
@@ -94,18 +100,21 @@ class Targets:
     and `ties` int64 [L] on the device of the score. A score that is not a number counts against the target.
     """
 
-    def __init__(self, score: Tensor, kept_out: Pairs, band: float, backward: bool = False) -> None:
+    def __init__(self, score: Tensor, kept_out: Pairs, backward: bool = False) -> None:
         self.score, self.kept_out, self.backward = score, kept_out, backward
         self.ahead, self.ties = (torch.zeros(len(score), dtype=torch.int64, device=score.device) for _ in range(2))
-        bound = score.float()  # what is below low is behind, what is not below high is ahead: fp32 [L]
-        self.low, self.high = bound - band, (bound + band).nextafter(bound.new_tensor(torch.inf))
-        self.near: list[tuple[Tensor, Tensor]] = []  # (line, candidate) pairs in between, to be compared exactly
+        self.near: list[tuple[Tensor, Tensor]] = []  # (line, candidate) pairs that are to be compared exactly
 
-    def count(self, scores_qg: Tensor, queries: slice, gallery: slice, below: Tensor) -> None:
+    def bounds(self, queries: slice, gallery: slice, band: float) -> tuple[Tensor, Tensor]:
+        """fp32 [L] (low, high) of a block's lines: what is below low is behind, what is not below high is ahead."""
+        score = self.score[gallery if self.backward else queries].float()
+        return score - band, (score + band).nextafter(score.new_tensor(torch.inf))
+
+    def count(self, block: "Block", below: Tensor) -> None:
         """Add the candidates of a block; below fp32 [2, S, L]: in each segment, how many are below low and high."""
-        lines, across = (gallery, queries) if self.backward else (queries, gallery)
-        scores = scores_qg.T if self.backward else scores_qg  # [L, N] of the block
-        low, high = self.low[lines], self.high[lines]
+        lines, across = (block.gallery, block.queries) if self.backward else (block.queries, block.gallery)
+        scores = block.scores_qg.T if self.backward else block.scores_qg  # [L, N] of the block
+        low, high = self.bounds(block.queries, block.gallery, block.band)
         kept_out = line, candidate = tuple(each.to(scores.device) for each in self.kept_out.inside(lines, across))
         theirs, place = scores[kept_out], (candidate // SEGMENT, line)
         for found, bound in zip(below, (low, high), strict=True):
@@ -139,6 +148,61 @@ def compare(scores: Tensor, targets: Tensor, tie: float) -> tuple[Tensor, Tensor
     return (~(difference < 0) & ~ties).long(), ties.long()  # what is not a number is ahead
 
 
+@dataclass(frozen=True)
+class Block:
+    """fp32 scores of some queries and some gallery rows; where they differ by `band` or less, they order nothing."""
+
+    scores_qg: Tensor
+    queries: slice
+    gallery: slice
+    band: float
+
+
+class Scores:
+    """Block after block of a table's scores in one buffer: new memory for each costs a CPU a tenth of its time."""
+
+    def __init__(self, table: ScoreTable, blocks: tuple[int, int]) -> None:
+        self.table, self.errors = table, RoundingErrors(table.queries, table.gallery)
+        sizes = min(blocks[0], len(table.queries)), min(blocks[1], len(table.gallery))
+        self.buffer = torch.empty(sizes, device=table.queries.device)
+
+    def block(self, queries: slice, gallery: slice, rounded: bool = False) -> Block:
+        """Until the next one is asked for. `rounded`: from operands in bf16, with the band that this needs."""
+        band = self.table.scorer.band
+        if not rounded:
+            return Block(self.table.block(queries, gallery, self.buffer), queries, gallery, band)
+        with matmul_precision("medium"):
+            scores_qg = self.table.block(queries, gallery, self.buffer)
+        return Block(scores_qg, queries, gallery, band + self.errors.band(queries, gallery))
+
+
+class FirstLook:
+    """Scores a block from rounded operands first, where the hardware then multiplies faster and few scores get near.
+
+    Trained features leave few candidates within the wider band. Where they are many, blocks are scored in fp32, and a
+    rounded look is tried again only after a while.
+    """
+
+    PAUSE = 64  # blocks
+    FEW = 1 / 1000  # share of a block: to compare more of them exactly costs what the faster product saves
+
+    def __init__(self, scores: Scores) -> None:
+        self.scores = scores
+        self.pause: float = 0 if scores.table.can_round else float("inf")
+
+    def block(self, targets: Sequence[Targets], queries: slice, gallery: slice) -> tuple[Block, list[Tensor]]:
+        """The scores of a block, and per target how many of each segment are below its bounds."""
+        if self.pause == 0:
+            block = self.scores.block(queries, gallery, rounded=True)
+            below = _below(block, targets)
+            if sum(int((high - low).sum()) for low, high in below) <= len(below) * self.FEW * block.scores_qg.numel():
+                return block, below
+            self.pause = self.PAUSE + 1
+        self.pause -= 1
+        block = self.scores.block(queries, gallery)
+        return block, _below(block, targets)
+
+
 @torch.no_grad()
 def count_ahead(
     targets: Sequence[Targets], table: ScoreTable, blocks: tuple[int, int], share: tuple[int, int] = (0, 1)
@@ -146,12 +210,11 @@ def count_ahead(
     """One pass over blocks of (queries, gallery) for all targets; of share (i, n), process i of n does every nth."""
     with exact_fp32(table.queries.device):
         every = itertools.product(blocks_of(len(table.gallery), blocks[1]), blocks_of(len(table.queries), blocks[0]))
-        sizes = min(blocks[0], len(table.queries)), min(blocks[1], len(table.gallery))
-        buffer = torch.empty(sizes, device=table.queries.device)  # new memory for every block costs a CPU a tenth
+        look = FirstLook(Scores(table, blocks))
         for gallery, queries in itertools.islice(every, share[0], None, share[1]):
-            scores_qg = table.block(queries, gallery, buffer)
-            for each, below in zip(targets, _below(scores_qg, targets, queries, gallery), strict=True):
-                each.count(scores_qg, queries, gallery, below)
+            block, below = look.block(targets, queries, gallery)
+            for each, found in zip(targets, below, strict=True):
+                each.count(block, found)
                 each.settle(table, most=PIECE)
         for each in targets:
             each.settle(table)
@@ -162,26 +225,26 @@ def blocks_of(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _below(scores_qg: Tensor, targets: Sequence[Targets], queries: slice, gallery: slice) -> list[Tensor]:
+def _below(block: Block, targets: Sequence[Targets]) -> list[Tensor]:
     """Per target, fp32 [2, S, L]: of each segment of a line, how many scores are below its low and its high bounds.
 
     The block is taken in pieces that stay in the cache for all bounds. Flags are fp32: they add up several times faster
     than bools, and exactly. What lies beyond the block is flagged as below.
     """
-    rows, columns = scores_qg.shape
+    scores_qg, rows, columns = block.scores_qg, *block.scores_qg.shape
     down, across = (-(-each // SEGMENT) for each in (rows, columns))
     size = min(down, max(1, PIECE // (across * SEGMENT**2))) if scores_qg.device.type == "cpu" else down
     flags = scores_qg.new_empty(size * SEGMENT, across * SEGMENT)
     flags[:, columns:] = 1
+    bounds = [each.bounds(block.queries, block.gallery, block.band) for each in targets]
     below = [scores_qg.new_empty(2, *((down, columns) if each.backward else (across, rows))) for each in targets]
     for segments in blocks_of(down, size):
         piece = slice(segments.start * SEGMENT, min(segments.stop * SEGMENT, rows))
         scores, count = scores_qg[piece], segments.stop - segments.start
         flags[len(scores) :] = 1
-        for each, found in zip(targets, below, strict=True):
-            for number, bound in enumerate((each.low, each.high)):
-                limit = bound[gallery] if each.backward else bound[queries][piece, None]
-                torch.lt(scores, limit, out=flags[: len(scores), :columns])
+        for each, both, found in zip(targets, bounds, below, strict=True):
+            for number, bound in enumerate(both):
+                torch.lt(scores, bound if each.backward else bound[piece, None], out=flags[: len(scores), :columns])
                 if each.backward:
                     torch.sum(flags.view(size, SEGMENT, -1)[:count, :, :columns], 1, out=found[number, segments])
                 else:

@@ -11,7 +11,8 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from cliplab.benchmark import Benchmark
 from cliplab.errors import UserError
 from cliplab.evaluation.metrics import mean_average_precision, mean_per_class, rank_metrics, soft_recall
-from cliplab.evaluation.ranking import Ranks, Truth, by_query, rank_truths, subset_ranks, top_k
+from cliplab.evaluation.nearest import top_k
+from cliplab.evaluation.ranking import Ranks, Truth, by_query, rank_truths, subset_ranks
 from cliplab.evaluation.scoring import CosineScorer, Scorer
 
 

@@ -154,9 +154,7 @@ def _ask(truth: Truth, table: ScoreTable) -> _Question:
     pairs = _pairs(truth.positives)
     best, kept_out = _best(pairs, table, truth.backward), _kept_out(truth, pairs)
     none = torch.zeros(count, dtype=torch.int64)
-    return _Question(
-        torch.arange(count), none, none, [Targets(best, kept_out, table.scorer.band, truth.backward)] if count else []
-    )
+    return _Question(torch.arange(count), none, none, [Targets(best, kept_out, truth.backward)] if count else [])
 
 
 def _ask_each(truth: Truth, table: ScoreTable, count: int) -> _Question:
@@ -179,7 +177,7 @@ def _ask_each(truth: Truth, table: ScoreTable, count: int) -> _Question:
         if truth.of == "graded":  # only the target itself is no rival of its own
             own = ([*dict.fromkeys(p)][number : number + 1] for p in truth.positives)
             kept_out = Pairs({*p, *e} for p, e in zip(own, _excluded(truth), strict=True))
-        question.targets.append(Targets(target, kept_out, table.scorer.band, truth.backward))
+        question.targets.append(Targets(target, kept_out, truth.backward))
     return question
 
 
@@ -207,18 +205,3 @@ def _best(pairs: Pairs, table: ScoreTable, backward: bool) -> Tensor:
     scores = table.positives(pairs, backward)
     best = torch.full((len(pairs.counts),), -torch.inf, dtype=torch.float64, device=scores.device)
     return best.scatter_reduce(0, pairs.line.to(best.device), scores, "amax")
-
-
-@torch.no_grad()
-def top_k(
-    queries: Tensor,
-    gallery: Tensor,
-    k: int,
-    excluded: Rows | None = None,
-    scorer: Scorer | None = None,
-) -> Tensor:
-    """Gallery rows of the k best candidates [Q, min(k, G)], best first; for pictures, ties in any order."""
-    scores = (scorer or CosineScorer()).block(queries.float(), gallery.float())
-    if excluded is not None:
-        scores[Pairs(excluded).inside(slice(0, len(queries)), slice(0, len(gallery)))] = -torch.inf
-    return scores.topk(min(k, len(gallery)), dim=1).indices

@@ -12,6 +12,7 @@ class Scorer(Protocol):
 
     band: float  # two fp32 block scores further apart than this are ordered rightly
     tie: float  # two exact scores at most this far apart are equal
+    is_product: bool  # block is a matrix product of queries and gallery
 
     def block(self, queries: Tensor, gallery: Tensor, out: Tensor | None = None) -> Tensor:
         """[Q, ...], [G, D] -> fp32 scores_qg [Q, G]; `out` is memory that may be used for them."""
@@ -27,6 +28,7 @@ class CosineScorer:
 
     band = 4e-6  # 1e-6 is enough for most; at D = 768 a row dot and its entry of a product differed by up to 7.5e-7
     tie = 0.0
+    is_product = True
 
     def block(self, queries: Tensor, gallery: Tensor, out: Tensor | None = None) -> Tensor:
         """[Q, D], [G, D] -> [Q, G]."""
@@ -49,6 +51,7 @@ class JointScorer:
 
     band = 2e-5  # such scores are sums of quotients: less exact in fp32 than a dot product
     tie = 1e-12
+    is_product = False
 
     def __init__(self, composer: Any) -> None:  # a module with score([Q, ...], [G, D]) -> [Q, G]
         self.composer = composer
