@@ -45,6 +45,7 @@ class CIRCO(RetrievalDataset):
     default_protocol = "searle"
     protocol_table = CIRCO_PROTOCOLS
     protocols = tuple(CIRCO_PROTOCOLS)
+    protocol_fields = ("exclude_reference", "caption_join", "missing_images")
 
     def __init__(
         self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None

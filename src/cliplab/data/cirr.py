@@ -46,6 +46,7 @@ class CIRR(RetrievalDataset):
     default_protocol = "clip4cir"
     protocol_table = CIRR_PROTOCOLS
     protocols = tuple(CIRR_PROTOCOLS)
+    protocol_fields = ("exclude_reference", "caption_join", "train_join", "missing_images", "subset_at", "target")
 
     def __init__(
         self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None

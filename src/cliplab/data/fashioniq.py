@@ -43,6 +43,7 @@ class FashionIQ(RetrievalDataset):
     benchmark_name = "fashioniq"
     default_protocol = "clip4cir"
     protocols = tuple(name for name, protocol in PROTOCOLS.items() if protocol.hit == "single_target")
+    protocol_fields = ("gallery", "exclude_reference", "caption_join", "train_join", "query_unit", "missing_images")
 
     @property
     def all_categories(self) -> tuple[str, ...]:

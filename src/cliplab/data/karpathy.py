@@ -48,6 +48,7 @@ class Karpathy(RetrievalDataset):
     benchmark_name = "karpathy"
     default_protocol = "clip_benchmark"
     protocols = tuple(name for name, protocol in PROTOCOLS.items() if protocol.hit == "any_positive")
+    protocol_fields = ("captions_per_image", "train_join", "missing_images")
     same_image = "separate"
     patterns: ClassVar[Patterns] = patterns_of("*") | OFFICIAL
 
