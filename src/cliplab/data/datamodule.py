@@ -135,6 +135,11 @@ class RetrievalDataModule(L.LightningDataModule):
         """
         rows = TrainRows(self.dataset.train_table(self.protocol), self.transform, self.tokenize, self.seed)
         replicas, rank = self._processes()
+        if not len(rows):
+            raise UserError(
+                f"no training sample is left: {len(self.dataset.missing)} pictures are missing in "
+                f"{self.dataset.image_root}, and data.protocol.missing_images=report leaves their samples out"
+            )
         if len(rows) < self.batch_size * replicas:
             raise UserError(
                 f"{len(rows)} training samples are fewer than one batch ({self.batch_size} x {replicas} processes): "

@@ -216,6 +216,12 @@ def read_json(path: Path) -> Any:
     return content
 
 
+def no_rows(where: Path | str, split: str, why: str = "the list is empty") -> UserError:
+    """The error of a list of records or images that holds none for a split."""
+    word = {"train": "training", "val": "validation"}.get(split, split)
+    return UserError(f"{where} has no {word} rows: {why}")
+
+
 def _missing_images_error(missing: list[str], folder: Path) -> UserError:
     """The error of the policy `error`: the first ten names and the count."""
     shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
