@@ -13,7 +13,7 @@ import lightning as L
 from cliplab import build, charts, report
 from cliplab.config import Config
 from cliplab.data.dataset import RetrievalDataset
-from cliplab.evaluation.audit import SHARES, modality_audit
+from cliplab.evaluation.audit import SHARES, SOLVED, modality_audit
 from cliplab.evaluation.evaluator import RankedBenchmark
 from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
 from cliplab.evaluation.submissions import write_submission
@@ -131,15 +131,17 @@ def finish(
         ranks = ranked.ranks_under_protocol().tolist()
         write_ranks(run.path / "ranks" / f"{name}.csv", ranked.benchmark.query_names, ranks, ranked.ranks.ties.tolist())
     content = results_of(config, module, dataset) | told
+    solved = SOLVED[content["protocol"]["target"]]
     if content["audit"]:
-        write_json(run.path / "audit.json", {"meaning": SHARES, "percent": content["audit"]})
+        write_json(run.path / "audit.json", {"meaning": SHARES, "solved": solved, "percent": content["audit"]})
     write_results(run.results, content)
     console = report.console()
     composed = config.model.composer is not None and content["protocol"]["hit"] == "single_target"
     label = config.model.composer["name"] if composed and config.model.composer else config.model.arch
     console.print(report.results_table(content, label))
     if content["audit"]:
-        console.print(report.audit_table(content["audit"], report.title_of(content, "modality audit: queries")))
+        title = report.title_of(content, "modality audit: queries")
+        console.print(report.audit_table(content["audit"], title, solved))
     draw_charts(run, content)
     pictures = run.path / "pictures"
     shown = f"   pictures: {pictures}" if any(pictures.glob("*.png")) else ""
@@ -166,14 +168,14 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
         probed = {"linear_probe": chosen}
     own = module.outcome[""]
     recall_at = next(iter(own.values())).benchmark.protocol.recall_at
-    ranks = {label: {n: r.ranks_under_protocol() for n, r in ways.items()} for label, ways in module.outcome.items()}
-    hard = {name: rank for name, rank in ranks[""].items() if own[name].benchmark.gains is None}  # hits are 0 or 1
+    solved = {label: {n: r.solved_from() for n, r in ways.items()} for label, ways in module.outcome.items()}
+    hard = {name: rank for name, rank in solved[""].items() if own[name].full_grade is None}  # its hits are 0 or 1
     intervals = bootstrap_intervals(hard, recall_at, config.seed)
     return {
         "metrics": metrics.pop(""),
         "baselines": metrics,
         **probed,
-        "audit": modality_audit(ranks, recall_at) if len(hard) == len(own) else {},  # grades are no hits to compare
+        "audit": modality_audit(solved, recall_at),
         "intervals": {f"test/{key}": value for key, value in intervals.items()},
         **_setting(config, module, dataset),
     }

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cliplab.evaluation.audit import SHARES, Audit
+from cliplab.evaluation.audit import SHARES, SOLVED, Audit
 from cliplab.evaluation.metrics import metric_names
 from cliplab.published import matching_rows
 from cliplab.training.optim import ParameterGroup
@@ -68,9 +68,13 @@ def title_of(results: Mapping[str, Any], what: str) -> str:
     return f"{data['name']}, split {protocol['split']}, protocol {protocol['name']} ({what} in %){stand_in}"
 
 
-def audit_table(audit: Audit, title: str) -> Table:
-    """One row per benchmark and K: percent of the queries that one modality solves, that need both, and the rest."""
+def audit_table(audit: Audit, title: str, solved: str = SOLVED["hard"]) -> Table:
+    """One row per benchmark and K: percent of the queries that one modality solves, that need both, and the rest.
+
+    `solved` says when a query is.
+    """
     meaning = "composer only: by neither alone, needs both; lost: by one alone, not by the composer; unsolved: by none"
+    meaning += f"\nsolved at K: {solved}"
     table = Table(title=title, caption=meaning, caption_justify="left")
     table.add_column("")
     for share in SHARES:
