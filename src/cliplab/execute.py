@@ -20,6 +20,7 @@ from cliplab.evaluation.submissions import write_submission
 from cliplab.models.checkpoints.weights import load_strictly
 from cliplab.results import write_json, write_ranks, write_results
 from cliplab.run import RunDirectory, claim_run, find_run, read_checkpoint, run_directory
+from cliplab.training.failures import shared_failures
 from cliplab.training.loggers import read_curves
 from cliplab.training.module import RetrievalModule
 
@@ -41,14 +42,15 @@ def train(config: Config, dataset: RetrievalDataset) -> None:
         report.console().print(report.parts_table(model.part_parameters(), module.groups()))
     claim_run(run, config)
     seconds = {"set-up": time.perf_counter() - started}
-    with timed(seconds, "fit"):
-        trainer.fit(module, datamodule, ckpt_path=run.resume_from, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    selected = run.best if run.best.is_file() else run.last
-    load_checkpoint(module, selected)
-    with timed(seconds, "test"):
-        trainer.test(module, datamodule, verbose=False)
+    with shared_failures(trainer):
+        with timed(seconds, "fit"):
+            trainer.fit(module, datamodule, ckpt_path=run.resume_from, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        selected = run.best if run.best.is_file() else run.last
+        load_checkpoint(module, selected)
+        with timed(seconds, "test"):
+            trainer.test(module, datamodule, verbose=False)
     if trainer.is_global_zero:
         selection = f"best {config.trainer.monitor}" if selected == run.best else "last weights"
         finish(run, config, module, dataset, seconds, checkpoint=selected, selection=selection)
@@ -66,7 +68,7 @@ def evaluate(config: Config, dataset: RetrievalDataset, checkpoint: Path | None,
     run = RunDirectory(evaluation_folder(config, datamodule.protocol.name, checkpoint))
     trainer = build.build_evaluator(config, run)
     seconds = {"set-up": time.perf_counter() - started}
-    with timed(seconds, "test"):
+    with shared_failures(trainer), timed(seconds, "test"):
         trainer.test(module, datamodule, verbose=False)
     if trainer.is_global_zero:
         run.path.mkdir(parents=True, exist_ok=True)
