@@ -167,10 +167,18 @@ def test_directions_are_the_benchmark_and_its_transpose() -> None:
     assert both.directions == (both, other)
 
 
-def test_captions_per_image_belong_to_captioned_images() -> None:
+def test_captions_per_image_are_one_or_more() -> None:
     found = make_protocol({"name": "clip_benchmark", "captions_per_image": 5})
     assert (found.captions_per_image, found.name) == (5, "clip_benchmark (captions_per_image=5)")
     assert make_protocol({"name": "clip_benchmark", "captions_per_image": None}).name == "clip_benchmark"
-    for part in ({"name": "clip_benchmark", "captions_per_image": 0}, {"name": "clip4cir", "captions_per_image": 5}):
-        with pytest.raises(UserError, match="captions_per_image=. must be 1 or more, and is of captioned images"):
-            make_protocol(part)
+    with pytest.raises(UserError, match="'clip_benchmark': captions_per_image must be 1 or more, got 0"):
+        make_protocol({"name": "clip_benchmark", "captions_per_image": 0})
+
+
+def test_a_change_without_effect_is_refused() -> None:
+    part = {"name": "clip4cir", "prompt": "a {}", "captions_per_image": 5}
+    message = "'clip4cir': captions_per_image=5 changes nothing on the data set shoes; fields that do: prompt, ties$"
+    with pytest.raises(UserError, match=message):
+        make_protocol(part, effective=("prompt", "ties"), dataset="shoes")
+    part["captions_per_image"] = None  # as it is
+    assert make_protocol(part, effective=("prompt",)).name == "clip4cir (prompt=a {})"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cliplab import check
 from cliplab.check import Findings, check_data, counts_table, flat
 from cliplab.config import merge_config
 from cliplab.errors import UserError
@@ -82,6 +83,23 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert damaged.returncode == 1 and "unreadable: 1" in damaged.stdout
     unusable = run("--config", str(file), "data.root=nowhere")
     assert unusable.returncode == 2 and unusable.stderr.startswith("error: ") and "Traceback" not in unusable.stderr
+
+
+def test_a_failure_of_the_check_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_picture(tmp_path / "data" / "hat" / "0.png", seed=1)
+    file = tmp_path / "c.yaml"
+    file.write_text(f"data: {{name: image_folder, root: {tmp_path / 'data'}}}\noutput_dir: {tmp_path / 'blocked'}\n")
+    (tmp_path / "blocked").write_text("a file where the folder of the findings belongs")
+    failed = run("--config", str(file))
+    assert failed.returncode == 2 and "the check itself failed" in failed.stderr and "Traceback" in failed.stderr
+
+    def crash(*_: object) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(check, "check_data", crash)
+    with pytest.raises(SystemExit) as left:
+        check.main(["--config", str(file)])
+    assert left.value.code == 2
 
 
 def test_an_unknown_option_is_the_users_error(root: Path) -> None:

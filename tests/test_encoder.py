@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import CLIPModel, SiglipModel
 
 from cliplab import Encoder, UserError
-from tests.hugging_face import clip_ids, make_model, save_model
+from tests.hugging_face import clip_ids, make_model, saved
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def theirs():
 
 @pytest.fixture(scope="module")
 def encoder(theirs, tmp_path_factory) -> Encoder:
-    return Encoder.from_pretrained(save_model(theirs, tmp_path_factory.mktemp("clip")))
+    return Encoder.from_pretrained(saved(theirs, tmp_path_factory.mktemp("clip")))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ class TestEncode:
         texts = ["a red dress", "a hat"]
         images, words = encoder.encode(images=pictures[:2]), encoder.encode(text=texts)
         both = encoder.encode(images=pictures[:2], text=texts)
-        assert images.shape == words.shape == both.shape == (2, 16)
+        assert images.shape == words.shape == both.shape == (2, 24)
         for vectors in (images, words, both):
             assert not vectors.requires_grad and vectors.dtype == torch.float32
             torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(2))
@@ -65,7 +65,7 @@ class TestEncode:
             opened = picture.copy()
         for one in (pictures[1], Path(pictures[1]), opened):
             torch.testing.assert_close(encoder.encode(images=one), encoder.encode(images=[pictures[1]]))
-        assert encoder.encode(text="a hat").shape == encoder.encode(opened, "a hat").shape == (1, 16)
+        assert encoder.encode(text="a hat").shape == encoder.encode(opened, "a hat").shape == (1, 24)
 
     def test_batches_change_nothing(self, encoder, pictures):
         whole = encoder.encode(pictures, [f"number {n}" for n in range(12)])
@@ -77,7 +77,7 @@ class TestEncode:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             vectors = encoder.encode(text=["short", *[long] * 9], batch_size=2)
-        assert vectors.shape == (10, 16)
+        assert vectors.shape == (10, 24)
         assert [str(w.message).split(":")[0] for w in caught] == ["9 text(s) longer than 77 tokens were cut"]
 
     def test_a_text_that_just_fits_is_not_warned_of(self, encoder):
@@ -130,7 +130,7 @@ class TestForward:
     @pytest.mark.parametrize("mask", ["none", "right", "left"])
     def test_equals_transformers(self, kind, mask, tmp_path):
         theirs = make_model(kind, seed=4)
-        ours = Encoder.from_pretrained(save_model(theirs, tmp_path))
+        ours = Encoder.from_pretrained(saved(theirs, tmp_path))
         pixels = torch.randn(4, 3, 32, 32)
         ids = clip_ids(4) if kind is CLIPModel else torch.randint(0, 300, (4, 64))
         given = {"input_ids": ids, "pixel_values": pixels, "return_loss": True}
@@ -211,7 +211,7 @@ class TestSearch:
 
 
 def test_set_processor_takes_what_another_folder_says(encoder, tmp_path):
-    save_model(make_model(CLIPModel), tmp_path)
+    saved(make_model(CLIPModel), tmp_path)
     half = '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 2}'
     (tmp_path / "preprocessor_config.json").write_text(half)
     other = Encoder(encoder.model, encoder.preprocess, encoder.tokenizer)

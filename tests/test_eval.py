@@ -89,6 +89,21 @@ def test_a_damaged_picture_is_named(run, tmp_path):
         main_of("eval")(["--checkpoint", str(run), "data.name=image_folder", f"data.root={root}", "data.protocol=null"])
 
 
+def test_soft_targets_are_audited_by_those_of_the_full_grade(run, tmp_path, capsys):
+    root = make_cirr(tmp_path / "data")
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {{name: cirr, root: {root}, num_workers: 0}}\ntrainer: {{accelerator: cpu}}\n")
+    main_of("eval")(["--checkpoint", str(run), "--config", str(config), "data.protocol=cirplant"])
+    folder = run / "eval" / "cirr-cirplant"
+    audit = json.loads((folder / "audit.json").read_text())
+    assert audit["percent"] == results_of(folder)["audit"] and list(audit["percent"]) == ["cirr", "mean"]
+    assert audit["solved"].startswith("a target of grade 1 is among the first K")
+    shares = audit["percent"]["cirr"]["R@50"]  # of a gallery of 8
+    assert (shares["image_only"], shares["either"], shares["unsolved"]) == (100, 100, 0)
+    assert "solved at K: a target of grade 1" in " ".join(capsys.readouterr().out.split())
+    assert (folder / "audit.png").is_file()
+
+
 @pytest.mark.parametrize("name", ["cirr", "circo"])
 def test_composed_benchmarks_are_measured_on_val_and_predicted_on_test(name, run, tmp_path):
     root = (make_cirr if name == "cirr" else make_circo)(tmp_path / "data")
@@ -96,7 +111,7 @@ def test_composed_benchmarks_are_measured_on_val_and_predicted_on_test(name, run
     config.write_text(f"data: {{name: {name}, root: {root}, num_workers: 0}}\ntrainer: {{accelerator: cpu}}\n")
     given = ["--checkpoint", str(run), "--config", str(config)]
     main_of("eval")(given)
-    (folder,) = (run / "eval").glob(f"{name}-*")
+    folder = run / "eval" / {"cirr": "cirr-clip4cir", "circo": "circo-searle"}[name]
     metrics = results_of(folder)["metrics"]
     wanted = {"R@1", "Rsubset@3", "Avg"} if name == "cirr" else {"R@5", "mAP@5", "mAP@10/addition"}
     assert {f"test/{name}/{kind}" for kind in wanted} <= metrics.keys()

@@ -6,7 +6,7 @@ from transformers import CLIPModel, SiglipModel
 import cliplab
 from cliplab.hugging_face_outputs import contrastive_loss, image_output, text_output
 from cliplab.models.clip import build_clip
-from tests.hugging_face import clip_ids, make_model, save_model
+from tests.hugging_face import clip_ids, make_model, saved
 from tests.oracles import MODIFIED_RESNET, TEXT
 
 
@@ -20,7 +20,7 @@ def assert_states(found, expected):
 @pytest.mark.parametrize("kind", [CLIPModel, SiglipModel])
 def test_states_and_maps_equal_transformers(kind, tmp_path):
     theirs = make_model(kind)
-    ours = cliplab.load(save_model(theirs, tmp_path)).model
+    ours = cliplab.load(saved(theirs, tmp_path)).model
     pixels = torch.randn(3, 3, 32, 32)
     ids = clip_ids(3) if kind is CLIPModel else torch.randint(0, 300, (3, 64))
     expected = theirs(ids, pixels, output_hidden_states=True, output_attentions=True)

@@ -5,7 +5,7 @@ from transformers import CLIPForImageClassification, CLIPModel
 
 import cliplab
 from cliplab import ImageClassifier, UserError
-from tests.hugging_face import make_model, save_model
+from tests.hugging_face import make_model, saved
 from tests.oracles import MODIFIED_RESNET
 
 
@@ -15,7 +15,7 @@ def theirs():
 
 
 def test_equals_transformers_with_its_classifier(theirs, tmp_path):
-    ours = ImageClassifier.from_pretrained(save_model(theirs, tmp_path))
+    ours = ImageClassifier.from_pretrained(saved(theirs, tmp_path))
     pixels, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 4, 2, 2, 1, 3])
     found, expected = ours(pixels, labels), theirs(pixels, labels=labels)
     assert (found.logits - expected.logits).abs().max() <= 1e-5
@@ -24,7 +24,7 @@ def test_equals_transformers_with_its_classifier(theirs, tmp_path):
 
 
 def test_gradients_reach_the_tower(theirs, tmp_path):
-    ours = ImageClassifier.from_pretrained(save_model(theirs, tmp_path))
+    ours = ImageClassifier.from_pretrained(saved(theirs, tmp_path))
     pixels, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 4, 2, 2])
     theirs.zero_grad()
     ours(pixels, labels).loss.backward()
@@ -34,7 +34,7 @@ def test_gradients_reach_the_tower(theirs, tmp_path):
 
 
 def test_a_new_classifier_on_a_dual_encoder(tmp_path):
-    folder = save_model(make_model(CLIPModel), tmp_path)
+    folder = saved(make_model(CLIPModel), tmp_path)
     with pytest.raises(UserError, match="give num_labels"):
         ImageClassifier.from_pretrained(folder)
     with pytest.raises(UserError, match="1 or more"):
@@ -48,7 +48,7 @@ def test_a_new_classifier_on_a_dual_encoder(tmp_path):
 
 
 def test_several_labels_each(theirs, tmp_path):
-    ours = ImageClassifier.from_pretrained(save_model(theirs, tmp_path))
+    ours = ImageClassifier.from_pretrained(saved(theirs, tmp_path))
     pixels, labels = torch.randn(2, 3, 32, 32), torch.tensor([[1.0, 0, 0, 1, 0], [0, 0, 1, 0, 0]])
     p = ours(pixels).logits.sigmoid()
     expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()

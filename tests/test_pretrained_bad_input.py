@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import cliplab
 from cliplab.errors import UserError
 from tests.conftest import TINY
-from tests.hf_models import clip_model, saved
+from tests.hugging_face import clip_model, saved
 from tests.oracles import open_clip_model
 
 Make = Callable[[Path, dict[str, torch.Tensor]], object]

@@ -11,7 +11,7 @@ from transformers import BertConfig, CLIPModel, DistilBertConfig, SiglipModel
 
 import cliplab
 from cliplab import UserError
-from tests.hf_models import features_of, saved, siglip_model
+from tests.hugging_face import features_of, saved, siglip_model
 from tests.oracles import TEXT, VIT, assert_close, perturb, pictures
 
 TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "image_size": 64}

@@ -17,7 +17,7 @@ from cliplab.models.composed import ComposedRetriever
 from cliplab.models.composers import COMPOSERS
 from cliplab.registry import build_part
 from tests.conftest import ROOT, TINY
-from tests.hugging_face import make_model, save_model
+from tests.hugging_face import make_model, saved
 
 README = (ROOT / "README.md").read_text()
 BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
@@ -66,7 +66,7 @@ def test_the_example_composer_works_and_its_options_are_checked():
 
 
 def test_the_calls_on_any_clip_work(tmp_path):
-    folder = save_model(make_model(CLIPModel), tmp_path / "model")
+    folder = saved(make_model(CLIPModel), tmp_path / "model")
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "pictures" / "picture.jpg")
     places = {"FOLDER": folder, "OUT": tmp_path / "out", "PICTURES": tmp_path / "pictures"}

@@ -16,7 +16,9 @@ from cliplab.training.optim import ParameterGroup
 
 CATEGORIES = ("dress", "shirt", "toptee")
 # All that is known of the first is the gallery; the second is known to keep the reference and join with and_cap.
-TIRG = "TIRG [ResNet-18]\n  (published, 2019, reprint; unknown: exclude_reference, caption_join, query_unit, ties"
+TIRG = (
+    "TIRG [ResNet-18]\n  (published, 2019, reprint; unknown: exclude_reference, caption_join, query_unit, prompt, ties"
+)
 TIRG_CELLS = {"dress/R@10": 14.87, "dress/R@50": 34.66, "shirt/R@10": 18.26, "shirt/R@50": 37.89}
 
 

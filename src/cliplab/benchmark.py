@@ -6,8 +6,8 @@ Protocols are rows of one table. Definitions and the code they were read from: R
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cliplab.errors import UserError
@@ -144,11 +144,20 @@ CIRCO_PROTOCOLS: dict[str, Protocol] = {
 }
 
 
-def make_protocol(part: Mapping[str, Any], table: Mapping[str, Protocol] = PROTOCOLS) -> Protocol:
+FIELDS = tuple(item.name for item in fields(Protocol) if item.name not in ("name", "hit"))
+
+
+def make_protocol(
+    part: Mapping[str, Any],
+    table: Mapping[str, Protocol] = PROTOCOLS,
+    effective: Collection[str] = FIELDS,
+    dataset: str = "any",
+) -> Protocol:
     """`{name: clip4cir, gallery: val_split}` -> the named protocol with fields changed; its name then says which.
 
     The same name means another row in the table of another data set. Raises UserError for an unknown name, field or
-    value, each with the closest match.
+    value, each with the closest match, and for a change to a field that is not `effective` on the data set: the name
+    would tell of a difference that no number shows.
     """
     check_part("protocol", dict.fromkeys(table, Protocol), part, given=("hit",))  # what a hit is, the data set says
     name = part["name"]
@@ -157,15 +166,19 @@ def make_protocol(part: Mapping[str, Any], table: Mapping[str, Protocol] = PROTO
     differing = {key: value for key, value in changes.items() if getattr(base, key) != value}
     if not differing:
         return base
+    idle = [key for key in differing if key not in effective]
+    if idle:
+        raise UserError(
+            f"protocol '{name}': {idle[0]}={part[idle[0]]} changes nothing on the data set {dataset}; fields that do: "
+            f"{', '.join(effective)}"
+        )
     for key in ("recall_at", "map_at", "subset_at"):
         ranks = differing.get(key, (1,))
         if any(k < 1 for k in ranks) or (not ranks and key == "recall_at"):
             raise UserError(f"protocol '{name}': {key} must name ranks of 1 or more, got {part[key]}")
     per_image = part.get("captions_per_image")
-    if per_image is not None and (base.hit != "any_positive" or per_image < 1):
-        raise UserError(
-            f"protocol '{name}': captions_per_image={per_image} must be 1 or more, and is of captioned images"
-        )
+    if per_image is not None and per_image < 1:
+        raise UserError(f"protocol '{name}': captions_per_image must be 1 or more, got {per_image}")
     if re.findall(r"\{.*?\}|[{}]", str(differing.get("prompt", "{}"))) != ["{}"]:
         raise UserError(f"protocol '{name}': prompt must hold {{}} once, where the text goes, got '{part['prompt']}'")
     join = differing.get("caption_join", base.caption_join)
@@ -178,14 +191,12 @@ def make_protocol(part: Mapping[str, Any], table: Mapping[str, Protocol] = PROTO
 
 
 def _check_fits_table(name: str, differing: Mapping[str, Any], table: Mapping[str, Protocol]) -> None:
-    """Raise UserError for what no protocol of this data set has: joins of other records, subsets, soft targets."""
-    for key in ("caption_join", "train_join", "query_unit") if table is not PROTOCOLS else ():
+    """Raise UserError for what no protocol of this data set has: joins of other records."""
+    for key in ("caption_join", "train_join") if table is not PROTOCOLS else ():
         known = sorted({getattr(row, key) for row in table.values()})
         if key in differing and differing[key] not in known:
             hint = f"this data set has: {', '.join(known)}"
             raise UserError(f"protocol '{name}' can't have {key}={differing[key]}; {hint}")
-    if differing.get("target") == "soft" and all(row.target == "hard" for row in table.values()):
-        raise UserError(f"protocol '{name}' can't have target=soft: this data set has no graded targets")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cliplab.benchmark import make_protocol
 from cliplab.config import Config
 from cliplab.data import DATASETS
 from cliplab.data.image_folder import ImageFolderDataset
@@ -111,22 +110,12 @@ def same_image(config: Config) -> str:
 
 def build_protocol(config: Config) -> Protocol:
     """The protocol of the config, or the data set's own; fields may be changed. Raises UserError."""
-    dataset_class = lookup("data set (data.name)", DATASETS, config.data.name)
-    return _protocol_of(dataset_class, config.data.protocol or {}, f"data.name={config.data.name}")
+    return lookup("data set (data.name)", DATASETS, config.data.name).make_protocol(config.data.protocol or {})
 
 
 def zero_shot_protocol(config: Config) -> Protocol:
     """The templates of the classification while a model trains. Raises UserError."""
-    return _protocol_of(ImageFolderDataset, config.zero_shot.protocol, "zero_shot.protocol")
-
-
-def _protocol_of(dataset_class: type[RetrievalDataset], changes: Mapping[str, Any], key: str) -> Protocol:
-    part = {"name": dataset_class.default_protocol, **changes}
-    protocol = make_protocol(part, dataset_class.protocol_table)
-    if part["name"] not in dataset_class.protocols:
-        known = ", ".join(dataset_class.protocols)
-        raise UserError(f"protocol '{part['name']}' is none of {key}: there is: {known}")
-    return protocol
+    return ImageFolderDataset.make_protocol(config.zero_shot.protocol, "zero_shot.protocol")
 
 
 def build_zero_shot(config: Config) -> ImageFolderDataset | None:

@@ -1,11 +1,13 @@
 """Read everything that a run would read, before the run: python -m cliplab.check --config FILE [key=value ...]
 
 Prints the counts beside the published ones and lists missing, unreadable and duplicate pictures. Exit code 0; 1 where
-something differs from what is published or can't be read; 2 where the data are unusable.
+something differs from what is published or can't be read; 2 where the data are unusable, or with a traceback where the
+check itself failed.
 """
 
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +19,14 @@ from rich.progress import track
 from rich.table import Table
 
 from cliplab import build, report
-from cliplab.cli import parse, run_script
+from cliplab.cli import EXIT_USER_ERROR, parse, run_script
 from cliplab.config import Config, load_config
 from cliplab.data.dataset import RetrievalDataset
 from cliplab.data.images import read_image
 from cliplab.errors import UserError, message_of
 from cliplab.published import Edition, published_counts
 
+log = logging.getLogger("cliplab.check")  # the module's own name is __main__ where it is run
 THREADS = 8  # Pillow decodes outside the interpreter's lock
 DIFFERENCES = 1
 LISTED = 20
@@ -146,7 +149,20 @@ def counts_table(found: Findings, title: str) -> Table:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, read, print, write; leave with 1 where something differs."""
+    """Leave with 1 where something differs, with 2 where nothing could be found out."""
+    try:
+        found = tell(arguments)
+    except UserError:
+        raise
+    except Exception:  # any other would leave with 1, which says here that the data were read and differ
+        log.exception("the check itself failed:")
+        sys.exit(EXIT_USER_ERROR)
+    if not found.is_sound():
+        sys.exit(DIFFERENCES)
+
+
+def tell(arguments: Sequence[str]) -> Findings:
+    """Parse, read, print, write."""
     given = parse("Check the data of a config: counts, pictures, duplicates.", ["config"], arguments)
     if given.config is None:
         raise UserError("cliplab.check needs --config FILE")
@@ -168,8 +184,7 @@ def main(arguments: Sequence[str]) -> None:
     console.print(
         f"{found.pictures:,} pictures read; manifest {found.manifest_hash}; all of it in {path}", highlight=False
     )
-    if not found.is_sound():
-        sys.exit(DIFFERENCES)
+    return found
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ import lightning as L
 from cliplab import build, charts, report
 from cliplab.config import Config
 from cliplab.data.dataset import RetrievalDataset
-from cliplab.evaluation.audit import SHARES, modality_audit
+from cliplab.evaluation.audit import SHARES, SOLVED, modality_audit
 from cliplab.evaluation.evaluator import RankedBenchmark
 from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
 from cliplab.evaluation.submissions import write_submission
 from cliplab.models.checkpoints.weights import load_strictly
 from cliplab.results import write_json, write_ranks, write_results
 from cliplab.run import RunDirectory, claim_run, find_run, read_checkpoint, run_directory
+from cliplab.training.failures import shared_failures
 from cliplab.training.loggers import read_curves
 from cliplab.training.module import RetrievalModule
 
@@ -41,14 +42,15 @@ def train(config: Config, dataset: RetrievalDataset) -> None:
         report.console().print(report.parts_table(model.part_parameters(), module.groups()))
     claim_run(run, config)
     seconds = {"set-up": time.perf_counter() - started}
-    with timed(seconds, "fit"):
-        trainer.fit(module, datamodule, ckpt_path=run.resume_from, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    selected = run.best if run.best.is_file() else run.last
-    load_checkpoint(module, selected)
-    with timed(seconds, "test"):
-        trainer.test(module, datamodule, verbose=False)
+    with shared_failures(trainer):
+        with timed(seconds, "fit"):
+            trainer.fit(module, datamodule, ckpt_path=run.resume_from, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        selected = run.best if run.best.is_file() else run.last
+        load_checkpoint(module, selected)
+        with timed(seconds, "test"):
+            trainer.test(module, datamodule, verbose=False)
     if trainer.is_global_zero:
         selection = f"best {config.trainer.monitor}" if selected == run.best else "last weights"
         finish(run, config, module, dataset, seconds, checkpoint=selected, selection=selection)
@@ -66,7 +68,7 @@ def evaluate(config: Config, dataset: RetrievalDataset, checkpoint: Path | None,
     run = RunDirectory(evaluation_folder(config, datamodule.protocol.name, checkpoint))
     trainer = build.build_evaluator(config, run)
     seconds = {"set-up": time.perf_counter() - started}
-    with timed(seconds, "test"):
+    with shared_failures(trainer), timed(seconds, "test"):
         trainer.test(module, datamodule, verbose=False)
     if trainer.is_global_zero:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -131,15 +133,17 @@ def finish(
         ranks = ranked.ranks_under_protocol().tolist()
         write_ranks(run.path / "ranks" / f"{name}.csv", ranked.benchmark.query_names, ranks, ranked.ranks.ties.tolist())
     content = results_of(config, module, dataset) | told
+    solved = SOLVED[content["protocol"]["target"]]
     if content["audit"]:
-        write_json(run.path / "audit.json", {"meaning": SHARES, "percent": content["audit"]})
+        write_json(run.path / "audit.json", {"meaning": SHARES, "solved": solved, "percent": content["audit"]})
     write_results(run.results, content)
     console = report.console()
     composed = config.model.composer is not None and content["protocol"]["hit"] == "single_target"
     label = config.model.composer["name"] if composed and config.model.composer else config.model.arch
     console.print(report.results_table(content, label))
     if content["audit"]:
-        console.print(report.audit_table(content["audit"], report.title_of(content, "modality audit: queries")))
+        title = report.title_of(content, "modality audit: queries")
+        console.print(report.audit_table(content["audit"], title, solved))
     draw_charts(run, content)
     pictures = run.path / "pictures"
     shown = f"   pictures: {pictures}" if any(pictures.glob("*.png")) else ""
@@ -166,14 +170,14 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
         probed = {"linear_probe": chosen}
     own = module.outcome[""]
     recall_at = next(iter(own.values())).benchmark.protocol.recall_at
-    ranks = {label: {n: r.ranks_under_protocol() for n, r in ways.items()} for label, ways in module.outcome.items()}
-    hard = {name: rank for name, rank in ranks[""].items() if own[name].benchmark.gains is None}  # hits are 0 or 1
+    solved = {label: {n: r.solved_from() for n, r in ways.items()} for label, ways in module.outcome.items()}
+    hard = {name: rank for name, rank in solved[""].items() if own[name].full_grade is None}  # its hits are 0 or 1
     intervals = bootstrap_intervals(hard, recall_at, config.seed)
     return {
         "metrics": metrics.pop(""),
         "baselines": metrics,
         **probed,
-        "audit": modality_audit(ranks, recall_at) if len(hard) == len(own) else {},  # grades are no hits to compare
+        "audit": modality_audit(solved, recall_at),
         "intervals": {f"test/{key}": value for key, value in intervals.items()},
         **_setting(config, module, dataset),
     }

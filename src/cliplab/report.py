@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cliplab.evaluation.audit import SHARES, Audit
+from cliplab.evaluation.audit import SHARES, SOLVED, Audit
 from cliplab.evaluation.metrics import metric_names
 from cliplab.published import matching_rows
 from cliplab.training.optim import ParameterGroup
@@ -68,9 +68,13 @@ def title_of(results: Mapping[str, Any], what: str) -> str:
     return f"{data['name']}, split {protocol['split']}, protocol {protocol['name']} ({what} in %){stand_in}"
 
 
-def audit_table(audit: Audit, title: str) -> Table:
-    """One row per benchmark and K: percent of the queries that one modality solves, that need both, and the rest."""
+def audit_table(audit: Audit, title: str, solved: str = SOLVED["hard"]) -> Table:
+    """One row per benchmark and K: percent of the queries that one modality solves, that need both, and the rest.
+
+    `solved` says when a query is.
+    """
     meaning = "composer only: by neither alone, needs both; lost: by one alone, not by the composer; unsolved: by none"
+    meaning += f"\nsolved at K: {solved}"
     table = Table(title=title, caption=meaning, caption_justify="left")
     table.add_column("")
     for share in SHARES:
@@ -132,7 +136,7 @@ def _add_published(table: Table, columns: list[str], benchmark: str, protocol: M
     rows = [(row, unknown) for row, unknown in matching_rows(benchmark, protocol) if row.split == protocol["split"]]
     for row, unknown in rows:
         metrics = {f"test/{key}": value for key, value in row.metrics.items()}
-        metrics |= _published_means(row.metrics, {column.split("/")[1] for column in columns} - {"mean"})
+        metrics |= _published_means(row.metrics, columns)
         note = f"published{', ' + str(row.year) if row.year else ''}, {row.confidence}"
         note += f"; unknown: {', '.join(unknown)}" if unknown else ""
         table.add_row(
@@ -142,13 +146,14 @@ def _add_published(table: Table, columns: list[str], benchmark: str, protocol: M
         )
 
 
-def _published_means(metrics: Mapping[str, float], ours: set[str]) -> dict[str, float]:
-    """Averages over our categories, from the cells: printed ones disagree with their own cells in several papers."""
+def _published_means(metrics: Mapping[str, float], columns: list[str]) -> dict[str, float]:
+    """Averages over our benchmarks, from the cells: printed ones disagree with their own cells in several papers."""
+    ours = {column.split("/")[1] for column in columns} - {"mean"}
     means: dict[str, float] = {}
-    for kind in ("R@10", "R@50"):
+    for kind in (column.split("/")[-1] for column in columns if column.startswith("test/mean/")):
         cells = [metrics[f"{name}/{kind}"] for name in sorted(ours) if f"{name}/{kind}" in metrics]
         if cells and len(cells) == len(ours):
             means[f"test/mean/{kind}"] = sum(cells) / len(cells)
-    if len(means) == 2:
+    if {"test/mean/R@10", "test/mean/R@50"} <= means.keys():
         means["test/mean/Avg"] = sum(means.values()) / 2
     return means

@@ -234,13 +234,13 @@ def test_a_malformed_file_is_named_with_the_place(karpathy_root: Path, content: 
 
 
 def test_a_split_without_images_is_named(karpathy_root: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset_tiny\.json has no image of the split 'dev'"):
+    with pytest.raises(UserError, match=r"dataset_tiny\.json has no dev rows: no image of the split 'dev'"):
         Karpathy(karpathy_root).check(PROTOCOL, ["val", "dev"])
 
 
 def test_an_empty_split_is_told_from_those_there_are(karpathy_root: Path) -> None:
     rewrite(karpathy_root, {"images": []})
-    with pytest.raises(UserError, match=r"has no image of the split 'val' \(it has: no image at all\)"):
+    with pytest.raises(UserError, match=r"tiny\.json has no validation rows: .* 'val' \(there is: no image at all\)"):
         Karpathy(karpathy_root).check(PROTOCOL, ["val"])
 
 

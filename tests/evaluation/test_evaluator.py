@@ -378,6 +378,21 @@ def test_everything_equals_sorted_lists(soft: bool, seed: int) -> None:
         assert found[name].queries is tables[0] and found[name].gallery is tables[1]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_query_with_soft_targets_is_solved_where_one_of_grade_1_is_found(seed: int) -> None:
+    queries, gallery = whole_embeddings(seed)
+    benchmark = make_composed(soft=True, backward=False)
+    ranked = rank_benchmark(benchmark, queries, gallery, CosineScorer())["dress"]
+    out = [set(rows) for rows in excluded_rows(benchmark)]
+    for q, solved_from in enumerate(ranked.solved_from().tolist()):
+        full = [row for row, gain in GAINS[q].items() if gain == 1 and row not in out[q]]
+        places = [ranking(queries[q], gallery, [row], out[q]).index(row) + 1 for row in full]
+        assert solved_from == min(places, default=float("inf")), q
+    assert ranked.solved_from()[3] == float("inf")  # no row of grade 1
+    hard = rank_benchmark(make_composed(), queries, gallery, CosineScorer())["dress"]
+    assert torch.equal(hard.solved_from(), hard.ranks_under_protocol())
+
+
 def test_a_collapsed_model_scores_chance_or_below() -> None:
     queries, gallery = torch.ones(5, 3), torch.ones(G, 3)
     for soft in (False, True):

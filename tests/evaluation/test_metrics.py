@@ -10,6 +10,7 @@ from cliplab.evaluation.metrics import (
     RetrievalMetric,
     average_precision,
     bootstrap_intervals,
+    full_grade_ranks,
     mean_average_precision,
     mean_per_class,
     metric_names,
@@ -205,6 +206,12 @@ class TestAveragePrecision:
         assert average_precision([row], 3).tolist() == pytest.approx([(1 + 2 / 3) / 3])
         assert average_precision([row], 2).tolist() == pytest.approx([1 / 2])
         assert average_precision([torch.tensor([1, 2])], 50).tolist() == [1.0]
+
+
+def test_full_grade_ranks_by_hand() -> None:
+    ranks = [torch.tensor([7.0, 3.0, 5.0]), torch.tensor([1.0, 2.5]), torch.tensor([1.0])]
+    gains = [[1.0, 0.5, 1.0], [0.9, 1.0], [-1.0]]
+    assert full_grade_ranks(ranks, gains).tolist() == [5.0, 2.5, float("inf")]
 
 
 def test_soft_recall_is_the_best_gain_among_the_first() -> None:

@@ -3,8 +3,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliplab.evaluation import counting, rounding
+from cliplab.evaluation import counting, nearest, rounding
 from cliplab.evaluation.counting import FirstLook, Scores, ScoreTable
+from cliplab.evaluation.nearest import top_k
 from cliplab.evaluation.ranking import Truth, rank_truths
 from cliplab.evaluation.rounding import RoundingErrors, rounds_products
 from cliplab.evaluation.scoring import CosineScorer
@@ -103,3 +104,17 @@ def test_this_machine_is_asked_once_and_left_as_it_was() -> None:
     before = torch.get_float32_matmul_precision()
     assert rounds_products("cpu") in (True, False)
     assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize(("noise", "k"), [(3e-2, 1), (3e-2, 5), (1e-4, 1), (1e-4, 5)])
+def test_the_nearest_of_many_that_look_alike(noise: float, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded scores (3e-2) and fp32 scores as well (1e-4) put them in a wrong order: exact ones decide."""
+    monkeypatch.setattr(nearest, "SPARE", 2)
+    torch.manual_seed(0)
+    queries = unit(20, 64)
+    for query in queries[:, None]:
+        gallery = F.normalize(query + noise * torch.randn(300, 64), dim=1)
+        exact = CosineScorer().pairs(query.expand(300, 64), gallery)
+        assert torch.equal(
+            top_k(query, gallery, k, scorer=Rounded())[0], exact.argsort(descending=True, stable=True)[:k]
+        )

@@ -120,7 +120,7 @@ def test_scores_by_hand(tmp_path):
         {"id": 0, "target_img_id": 1, "gt_img_ids": [1, 2], "semantic_aspects": ["negation"]},
         {"id": 1, "target_img_id": 9, "gt_img_ids": [9], "semantic_aspects": ["negation", "addition"]},
     ]
-    ranking = {"0": [3, 2, 4, 5, 6, 1], "1": [9, 8]}
+    ranking = {"0": [3, 2, 4, 5, 6, 1, *range(100, 144)], "1": [9, 8, *range(100, 148)]}
     scores = score_circo(write_json(tmp_path / "r.json", ranking), write_json(tmp_path / "val.json", val))
     assert scores["mAP@5"] == pytest.approx(100 * ((1 / 2) / 2 + 1) / 2)
     assert scores["mAP@10"] == pytest.approx(100 * ((1 / 2 + 2 / 6) / 2 + 1) / 2)
@@ -134,6 +134,18 @@ def test_an_empty_ground_truth_names_the_query(tmp_path):
         score_circo(write_json(tmp_path / "r.json", {"0": [1]}), val)
 
 
+def test_only_what_the_server_would_take_is_scored(tmp_path):
+    val = write_json(tmp_path / "val.json", [{"id": 0, "target_img_id": 1, "gt_img_ids": [1]}])
+    for ranking, message in (
+        (list(range(49)), "r.json: query 0 has 49 predictions, 50 are expected"),
+        ([], "query 0 has 0 predictions"),
+        ([*range(49), -7], "query 0: -7 is no image of the gallery"),
+        ([*range(49), 48], "query 0 predicts 48 more than once"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score_circo(write_json(tmp_path / "r.json", {"0": ranking}), val)
+
+
 def test_the_commands(tmp_path, circo_file):
     val = [{"id": n, "target_img_id": 1, "gt_img_ids": [1], "semantic_aspects": []} for n in range(220)]
     annotations = write_json(tmp_path / "val.json", val)
@@ -141,6 +153,10 @@ def test_the_commands(tmp_path, circo_file):
     given = ["score", "--benchmark", "circo", "--annotations", str(annotations), str(circo_file)]
     scored = subprocess.run([*command, *given], capture_output=True, text=True, check=True)
     assert {"mAP@5", "mAP@50", "R@5", "R@50"} <= json.loads(scored.stdout).keys()
+    short = {key: ids[:10] for key, ids in json.loads(circo_file.read_text()).items()}
+    circo_file.write_text(json.dumps(short))
+    refused = subprocess.run([*command, *given], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "") and "has 10 predictions, 50 are expected" in refused.stderr
     circo_file.write_text("{}")
     checked = subprocess.run(
         [*command, "check", "--benchmark", "circo", str(circo_file)], capture_output=True, text=True, check=False

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from cliplab.benchmark import PROTOCOLS
 from cliplab.published import FIELDS, PublishedRow, differing_fields, load_published, matching_rows
 
 COUNTS = {"fashioniq": 99, "cirr": 89, "circo": 57, "coco": 79, "flickr30k": 72, "css": 36}
@@ -14,8 +15,8 @@ SPLITS = {
     "fashioniq": "val",
     "cirr": "test1",
     "circo": "test",
-    "coco": "karpathy_test_5k",
-    "flickr30k": "karpathy_test_1k",
+    "coco": "test",
+    "flickr30k": "test",
     "css": "test",
 }
 METRICS = {
@@ -55,6 +56,8 @@ ALLOWED = {
     "exclude_reference": {None, True, False},
     "caption_join": {None} | CAPTION_JOINS,
     "query_unit": {None, "record", "order", "caption"},
+    "prompt": {None, "{}", "a photo of $ that {}"},
+    "captions_per_image": {None, "all"},
     "ties": {None, "pessimistic", "optimistic", "mean"},
     "missing_images": {None},
 }
@@ -63,10 +66,12 @@ CLIP4CIR = {
     "exclude_reference": False,
     "caption_join": "and_cap",
     "query_unit": "record",
+    "prompt": "{}",
     "ties": "pessimistic",
     "missing_images": "error",
 }
-CIRR_SERVER = CLIP4CIR | {"exclude_reference": True, "caption_join": None}
+CIRR_SERVER = CLIP4CIR | {"exclude_reference": True, "caption_join": None, "prompt": None}
+CAPTIONS = PROTOCOLS["clip_benchmark"].as_dict()
 ROWS = [(benchmark, row) for benchmark in COUNTS for row in load_published(benchmark)]
 
 
@@ -104,7 +109,9 @@ def test_protocols_hold_exactly_the_compared_fields_and_a_label() -> None:
         assert all(row.protocol[name] in ALLOWED[name] for name in FIELDS), row
         # True == 1 in Python: a YAML that says 1 would pass the line above.
         assert type(row.protocol["exclude_reference"]) in (bool, type(None)), row
-        assert row.protocol["caption_join"] is None or benchmark == "fashioniq", row
+        captions = benchmark in ("coco", "flickr30k")
+        assert row.protocol["caption_join"] is None or benchmark == "fashioniq" or captions, row
+        assert (row.protocol["captions_per_image"] is None) != (row.protocol["label"] == "clip_benchmark"), row
 
 
 def test_metrics_are_named_percentages() -> None:
@@ -158,7 +165,7 @@ def test_fields_of_methods_whose_code_was_read() -> None:
 def test_matching_names_what_stays_unknown() -> None:
     found = matches("fashioniq", CLIP4CIR)
     assert found["CLIP4Cir v3 (TOMM 2023)", "original_split"] == ("ties", "missing_images")
-    assert found["TIRG", "original_split"] == FIELDS[1:]
+    assert found["TIRG", "original_split"] == tuple(name for name in FIELDS[1:] if name != "captions_per_image")
 
 
 def test_other_conditions_do_not_match() -> None:
@@ -175,7 +182,8 @@ def test_other_conditions_do_not_match() -> None:
 def test_a_row_without_a_known_field_never_matches() -> None:
     assert differing_fields(find("cirr", "VLM2Vec"), CIRR_SERVER) == ()
     assert {label for _, label in matches("cirr", CIRR_SERVER)} == {"test_server"}
-    assert {label for _, label in matches("coco", CLIP4CIR)} == {"clip_benchmark"}
+    assert {label for _, label in matches("coco", CAPTIONS)} == {"clip_benchmark"}
+    assert matches("coco", CLIP4CIR) == {}
 
 
 def test_a_field_that_does_not_apply_to_us_is_not_unknown() -> None:

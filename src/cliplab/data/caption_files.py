@@ -70,9 +70,14 @@ def find_files(root: Path, patterns: Patterns) -> dict[str, list[Path]]:
     return found
 
 
+def named_splits(path: Path) -> set[str]:
+    """Those of train, val and test that the name of a file tells."""
+    return {SPLIT_NAMES[word] for word in _SPLIT_WORD.findall(path.name.lower())}
+
+
 def split_of(path: Path) -> str:
     """train, val or test from the name of a file. Raises UserError where it names none or several."""
-    words = {SPLIT_NAMES[word] for word in _SPLIT_WORD.findall(path.name.lower())}
+    words = named_splits(path)
     if len(words) != 1:
         named = f"both {' and '.join(sorted(words))}" if words else "no split"
         raise UserError(f"{path}: the name of the file must tell its split (train, val or test), it names {named}")

@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from cliplab.benchmark import CIRCO_PROTOCOLS, Benchmark, Protocol
 from cliplab.data.captions import EVAL_JOINS
-from cliplab.data.dataset import QUERY_FEATURES, RetrievalDataset, gallery_table, read_json
+from cliplab.data.dataset import QUERY_FEATURES, RetrievalDataset, gallery_table, no_rows, read_json
 from cliplab.data.images import ImageFolder
 from cliplab.errors import UserError
 
@@ -45,6 +45,7 @@ class CIRCO(RetrievalDataset):
     default_protocol = "searle"
     protocol_table = CIRCO_PROTOCOLS
     protocols = tuple(CIRCO_PROTOCOLS)
+    protocol_fields = ("exclude_reference", "caption_join", "missing_images")
 
     def __init__(
         self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None
@@ -96,6 +97,11 @@ class CIRCO(RetrievalDataset):
             self._records[split] = [_record(path, number, row, split == "val") for number, row in enumerate(content)]
         return self._records[split]
 
+    def _asked(self, split: str) -> list[Record]:
+        if not self.records(split):
+            raise no_rows(self.query_file(split), split)
+        return self.records(split)
+
     def check(self, protocol: Protocol, splits: Iterable[str]) -> None:
         """Annotations there and well formed; pictures there unless the policy is `report`."""
         splits = tuple(dict.fromkeys(splits))
@@ -108,7 +114,7 @@ class CIRCO(RetrievalDataset):
             )
         known = set(self.gallery())
         for split in splits:
-            for record in self.records(split):
+            for record in self._asked(split):
                 lost = [number for number in (record.reference, *record.relevant) if number not in known]
                 if lost:
                     raise UserError(
@@ -129,7 +135,7 @@ class CIRCO(RetrievalDataset):
         self.check_images(map(str, self.gallery()), protocol.missing_images)
         kept = [str(number) for number in self.gallery() if str(number) in self.folder]
         rows = {name: row for row, name in enumerate(kept)}
-        asked = [r for r in self.records(split) if all(str(n) in rows for n in (r.reference, *r.relevant))]
+        asked = [r for r in self._asked(split) if all(str(n) in rows for n in (r.reference, *r.relevant))]
         if not asked:
             raise UserError(f"{self.query_file(split)}: no query is left, as pictures are missing in {self.image_root}")
         texts = [EVAL_JOINS[protocol.caption_join]((r.caption, r.shared_concept), "")[0] for r in asked]

@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from cliplab.benchmark import CIRR_PROTOCOLS, Benchmark, Protocol
 from cliplab.data.captions import EVAL_JOINS, training_samples
-from cliplab.data.dataset import QUERY_FEATURES, TRAIN_FEATURES, RetrievalDataset, gallery_table, read_json
+from cliplab.data.dataset import QUERY_FEATURES, TRAIN_FEATURES, RetrievalDataset, gallery_table, no_rows, read_json
 from cliplab.data.images import ImageFolder
 from cliplab.errors import UserError
 
@@ -46,6 +46,7 @@ class CIRR(RetrievalDataset):
     default_protocol = "clip4cir"
     protocol_table = CIRR_PROTOCOLS
     protocols = tuple(CIRR_PROTOCOLS)
+    protocol_fields = ("exclude_reference", "caption_join", "train_join", "missing_images", "subset_at", "target")
 
     def __init__(
         self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None
@@ -136,12 +137,19 @@ class CIRR(RetrievalDataset):
                 if seen.setdefault(name, split) != split:
                     raise UserError(f"{self.split_file(split)}: '{name}' is also an image of the split '{seen[name]}'")
         for split in splits:
-            self.records(split)
-            self.check_images(self.places(split), protocol.missing_images)
+            self._check_split(split, protocol)
+
+    def _check_split(self, split: str, protocol: Protocol) -> None:
+        """Raise UserError for an empty list, a malformed record, and under the policy `error` a missing picture."""
+        if not self.places(split):
+            raise no_rows(self.split_file(split), split)
+        if not self.records(split):
+            raise no_rows(self.caption_file(split), split)
+        self.check_images(self.places(split), protocol.missing_images)
 
     def train_table(self, protocol: Protocol) -> Dataset:
         """One sample per record; records with a missing image are left out (policy `report` only)."""
-        self.check_images(self.places("train"), protocol.missing_images)
+        self._check_split("train", protocol)
         rows: dict[str, list[Any]] = {key: [] for key in TRAIN_FEATURES}
         ids = {name: row for row, name in enumerate(self.places("train"))}
         for record in self.records("train"):
@@ -160,7 +168,7 @@ class CIRR(RetrievalDataset):
 
         The test split has no targets: its benchmark has empty positives and gives predictions alone.
         """
-        self.check_images(self.places(split), protocol.missing_images)
+        self._check_split(split, protocol)
         kept = [name for name in self.places(split) if name in self.folder]
         rows = {name: row for row, name in enumerate(kept)}
         asked = [r for r in self.records(split) if r.reference in rows and (r.target is None or r.target in rows)]

@@ -20,7 +20,7 @@ from torch.utils import data
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
-from cliplab.benchmark import Benchmark, Protocol, make_protocol
+from cliplab.benchmark import Benchmark, Protocol
 from cliplab.data.circo import CIRCO
 from cliplab.data.cirr import CIRR
 from cliplab.data.coco import COCO
@@ -107,7 +107,7 @@ class RetrievalDataModule(L.LightningDataModule):
         # Whether the targets of a global training batch all differ; None = as the data set has it.
         self.separate = dataset.same_image == "separate" if separate is None else separate
         self.dataset = dataset
-        self.protocol = protocol or make_protocol({"name": dataset.default_protocol}, dataset.protocol_table)
+        self.protocol = protocol or dataset.make_protocol({})
         self.tokenize = tokenize or Tokenizer()
         self.transform = ImageTransform(preprocess or Preprocess(), pad, crop_scale, flip, image_backend)
         self.batch_size, self.eval_batch_size, self.num_workers, self.seed = (
@@ -135,6 +135,11 @@ class RetrievalDataModule(L.LightningDataModule):
         """
         rows = TrainRows(self.dataset.train_table(self.protocol), self.transform, self.tokenize, self.seed)
         replicas, rank = self._processes()
+        if not len(rows):
+            raise UserError(
+                f"no training sample is left: {len(self.dataset.missing)} pictures are missing in "
+                f"{self.dataset.image_root}, and data.protocol.missing_images=report leaves their samples out"
+            )
         if len(rows) < self.batch_size * replicas:
             raise UserError(
                 f"{len(rows)} training samples are fewer than one batch ({self.batch_size} x {replicas} processes): "
@@ -202,7 +207,7 @@ class FashionIQDataModule(RetrievalDataModule):
         **loaders: Any,
     ) -> None:
         part = {"name": protocol} if isinstance(protocol, str) else protocol
-        super().__init__(FashionIQ(root, images, categories), make_protocol(part), **loaders)
+        super().__init__(FashionIQ(root, images, categories), FashionIQ.make_protocol(part), **loaders)
 
 
 class CIRRDataModule(RetrievalDataModule):
@@ -216,7 +221,7 @@ class CIRRDataModule(RetrievalDataModule):
         **loaders: Any,
     ) -> None:
         part = {"name": protocol} if isinstance(protocol, str) else protocol
-        super().__init__(CIRR(root, images), make_protocol(part, CIRR.protocol_table), **loaders)
+        super().__init__(CIRR(root, images), CIRR.make_protocol(part), **loaders)
 
 
 class CIRCODataModule(RetrievalDataModule):
@@ -230,7 +235,7 @@ class CIRCODataModule(RetrievalDataModule):
         **loaders: Any,
     ) -> None:
         part = {"name": protocol} if isinstance(protocol, str) else protocol
-        super().__init__(CIRCO(root, images), make_protocol(part, CIRCO.protocol_table), **loaders)
+        super().__init__(CIRCO(root, images), CIRCO.make_protocol(part), **loaders)
 
 
 class KarpathyDataModule(RetrievalDataModule):
@@ -250,8 +255,7 @@ class KarpathyDataModule(RetrievalDataModule):
         **loaders: Any,
     ) -> None:
         if not isinstance(protocol, Protocol):
-            part = {"name": protocol} if isinstance(protocol, str) else {"name": "clip_benchmark", **protocol}
-            protocol = make_protocol(part)
+            protocol = self.dataset_class.make_protocol({"name": protocol} if isinstance(protocol, str) else protocol)
         super().__init__(self.dataset_class(root, images, annotations=annotations), protocol, **loaders)
 
 

@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 
 from datasets import Dataset, Features, List, Value
 
-from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
+from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol, make_protocol
 from cliplab.data.images import ImageFolder
 from cliplab.errors import UserError
 
 log = logging.getLogger(__name__)
 
 STAND_IN_MARKER = "STAND_INS.txt"
+SHARED_FIELDS = ("prompt", "ties", "recall_at", "map_at")  # of a protocol: they change something on every data set
 QUERY_FEATURES = Features(
     {"query_id": Value("int64"), "reference_id": Value("int64"), "image": Value("string"), "text": Value("string")}
 )
@@ -45,6 +46,7 @@ class RetrievalDataset(ABC):
     default_protocol: ClassVar[str]
     protocols: ClassVar[tuple[str, ...]]  # those of its table that it can be asked under
     protocol_table: ClassVar[Mapping[str, Protocol]] = PROTOCOLS
+    protocol_fields: ClassVar[tuple[str, ...]]  # those that change something here, besides SHARED_FIELDS
     same_image: ClassVar[str] = "ignore"  # what data.same_image=null means: separate, positives, ignore
     own_split: str = "val"  # the split that `test/...` metrics are measured on
     asked_split: str | None = None  # another one, of the user's choice
@@ -57,6 +59,15 @@ class RetrievalDataset(ABC):
         self.categories = self._chosen(categories)
         self.missing: list[str] = []  # images that `check` did not find and the policy `report` left out
         self._folder: ImageFolder | None = None
+
+    @classmethod
+    def make_protocol(cls, changes: Mapping[str, Any], key: str = "") -> Protocol:
+        """The default protocol or the one that `changes` names, with its other fields changed. Raises UserError."""
+        part = {"name": cls.default_protocol, **changes}
+        if part["name"] in cls.protocol_table and part["name"] not in cls.protocols:
+            where = key or f"data.name={cls.benchmark_name}"
+            raise UserError(f"protocol '{part['name']}' is none of {where}: there is: {', '.join(cls.protocols)}")
+        return make_protocol(part, cls.protocol_table, (*cls.protocol_fields, *SHARED_FIELDS), cls.benchmark_name)
 
     @property
     @abstractmethod
@@ -203,6 +214,12 @@ def read_json(path: Path) -> Any:
             near = str(error.object)[max(error.start - 30, 0) : error.start]
             raise UserError(f"{path} holds half a character (an unpaired surrogate) behind {near!r}") from error
     return content
+
+
+def no_rows(where: Path | str, split: str, why: str = "the list is empty") -> UserError:
+    """The error of a list of records or images that holds none for a split."""
+    word = {"train": "training", "val": "validation"}.get(split, split)
+    return UserError(f"{where} has no {word} rows: {why}")
 
 
 def _missing_images_error(missing: list[str], folder: Path) -> UserError:

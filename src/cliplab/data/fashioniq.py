@@ -5,6 +5,7 @@ image_splits/split.{dress,shirt,toptee}.{train,val,test}.json [image id]
 images/ID.{jpg,jpeg,png}                                      in one folder or in one folder per category
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from cliplab.data.dataset import (
     QUERY_FEATURES,
     TRAIN_FEATURES,
     RetrievalDataset,
+    no_rows,
     read_json,
 )
 from cliplab.errors import UserError
@@ -43,6 +45,7 @@ class FashionIQ(RetrievalDataset):
     benchmark_name = "fashioniq"
     default_protocol = "clip4cir"
     protocols = tuple(name for name, protocol in PROTOCOLS.items() if protocol.hit == "single_target")
+    protocol_fields = ("gallery", "exclude_reference", "caption_join", "train_join", "query_unit", "missing_images")
 
     @property
     def all_categories(self) -> tuple[str, ...]:
@@ -123,7 +126,16 @@ class FashionIQ(RetrievalDataset):
         absent = [path for path in wanted if not path.is_file()]
         if absent or not self.image_root.is_dir():
             raise self._absent(absent)
+        self._require_rows(splits)
         self.check_images(self._needed(protocol, splits), protocol.missing_images)
+
+    def _require_rows(self, splits: Iterable[str]) -> None:
+        """Raise UserError naming the first empty list: a category without rows would be left out in silence."""
+        for category, split in itertools.product(self.categories, splits):
+            if not self.split_images(category, split):
+                raise no_rows(self.split_file(category, split), split)
+            if not self.records(category, split):
+                raise no_rows(self.caption_file(category, split), split)
 
     def _absent(self, files: list[Path]) -> UserError:
         lines = [f"FashionIQ is not complete in {self.root.resolve()}."]
@@ -151,6 +163,7 @@ class FashionIQ(RetrievalDataset):
 
     def train_table(self, protocol: Protocol) -> Dataset:
         """All chosen categories jointly; records with a missing image are left out (policy `report` only)."""
+        self._require_rows(("train",))
         self.check_images(self._needed(protocol, ("train",)), protocol.missing_images)
         rows: dict[str, list[Any]] = {key: [] for key in TRAIN_FEATURES}
         ids: dict[str, int] = {}
@@ -174,6 +187,7 @@ class FashionIQ(RetrievalDataset):
         for category in self.categories:
             if any(record.target is None for record in self.records(category, split)):
                 raise UserError(f"{self.caption_file(category, split)} has no targets: recall can't be measured on it")
+        self._require_rows((split,))
         self.check_images(self._needed(protocol, (split,)), protocol.missing_images)
         return [self._benchmark(category, split, protocol) for category in self.categories]
 

@@ -34,6 +34,7 @@ class ImageFolderDataset(RetrievalDataset):
     benchmark_name = "image_folder"
     default_protocol = "zero_shot_imagenet"
     protocols = tuple(name for name, protocol in PROTOCOLS.items() if protocol.hit == "class")
+    protocol_fields = ("caption_join", "train_join")
 
     def __init__(
         self, root: str | Path, images: str | Path | None = None, categories: Iterable[str] | None = None

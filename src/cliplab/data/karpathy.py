@@ -21,6 +21,7 @@ from cliplab.data.caption_files import (
     CaptionedImage,
     Patterns,
     find_files,
+    named_splits,
     patterns_of,
     read_captions,
     require_distinct,
@@ -31,6 +32,7 @@ from cliplab.data.dataset import (
     TRAIN_FEATURES,
     RetrievalDataset,
     gallery_table,
+    no_rows,
     query_table,
 )
 from cliplab.data.images import EXTENSIONS, ImageFolder
@@ -48,6 +50,7 @@ class Karpathy(RetrievalDataset):
     benchmark_name = "karpathy"
     default_protocol = "clip_benchmark"
     protocols = tuple(name for name, protocol in PROTOCOLS.items() if protocol.hit == "any_positive")
+    protocol_fields = ("captions_per_image", "train_join", "missing_images")
     same_image = "separate"
     patterns: ClassVar[Patterns] = patterns_of("*") | OFFICIAL
 
@@ -138,14 +141,21 @@ class Karpathy(RetrievalDataset):
         wanted = TRAIN_SPLITS if name == "train" else (name,)
         return [image for image in self.images if image.split in wanted]
 
+    def _asked(self, name: str) -> list[CaptionedImage]:
+        """The images of a split. Raises UserError naming the file that should hold them."""
+        images = self.split(name)
+        if not images:
+            there = ", ".join(sorted({image.split for image in self.images})) or "no image at all"
+            files = [str(path) for path in self.annotation_files() if named_splits(path) == {name}]
+            why = f"no image of the split '{name}' (there is: {there})"
+            raise no_rows(", ".join(files) or self.source, name, why)
+        return images
+
     def check(self, protocol: Protocol, splits: Iterable[str]) -> None:
         """Annotations there and well formed; images there unless the policy is `report`."""
         needed: list[str] = []
         for name in dict.fromkeys(splits):
-            images = self.split(name)
-            if not images:
-                there = ", ".join(sorted({image.split for image in self.images})) or "no image at all"
-                raise UserError(f"{self.source} has no image of the split '{name}' (it has: {there})")
+            images = self._asked(name)
             needed += [image.stem for image in images]
             _evaluated(images, protocol)
         self._provide(needed)
@@ -162,10 +172,11 @@ class Karpathy(RetrievalDataset):
             self._folder = None
 
     def _present(self, split: str, protocol: Protocol) -> list[CaptionedImage]:
-        stems = [image.stem for image in self.split(split)]
+        images = self._asked(split)
+        stems = [image.stem for image in images]
         self._provide(stems)
         self.check_images(stems, protocol.missing_images)
-        return [image for image in self.split(split) if image.stem in self.folder]
+        return [image for image in images if image.stem in self.folder]
 
     def train_table(self, protocol: Protocol) -> Dataset:
         """Text against image: one random caption per image and epoch, or each caption as a sample of its own."""

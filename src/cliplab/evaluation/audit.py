@@ -1,6 +1,6 @@
 """Which queries need both modalities: solved at K by the image alone, by the text alone, or only by composing them.
 
-A query is solved at K if its rank is at most K; one that a single modality solves says nothing about composing.
+A query that a single modality solves says nothing about composing. When it is solved, SOLVED says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,19 @@ SHARES = {
     "lost": "solved by one of the two alone, not by the composer",
     "unsolved": "solved by none of the three",
 }
+SOLVED = {  # at K, by the protocol's `target`
+    "hard": "the rank of its target is at most K",
+    "soft": "a target of grade 1 is among the first K; lower grades do not count here, while they do in R@K",
+}
 Audit = dict[str, dict[str, dict[str, float]]]  # benchmark or mean -> R@K -> share -> percent of the queries
 
 
 def modality_audit(ranks: Mapping[str, Mapping[str, Tensor]], recall_at: Sequence[int]) -> Audit:
     """Ranks [Q] by way of composing ("" = the model's own, image_only, text_only) and benchmark -> shares in percent.
 
-    either + composer_only + unsolved = 100, and either + composer_only - lost is the composer's recall. `mean` is
-    unweighted, over benchmarks. Empty where the baselines were not ranked.
+    A rank is the K from which a query is solved. either + composer_only + unsolved = 100, and either + composer_only -
+    lost is the composer's recall of hard targets. `mean` is unweighted, over benchmarks. Empty where the baselines were
+    not ranked.
     """
     if not {"image_only", "text_only"} <= set(ranks):
         return {}

@@ -10,7 +10,13 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cliplab.benchmark import Benchmark
 from cliplab.errors import UserError
-from cliplab.evaluation.metrics import mean_average_precision, mean_per_class, rank_metrics, soft_recall
+from cliplab.evaluation.metrics import (
+    full_grade_ranks,
+    mean_average_precision,
+    mean_per_class,
+    rank_metrics,
+    soft_recall,
+)
 from cliplab.evaluation.nearest import top_k
 from cliplab.evaluation.ranking import Ranks, Truth, by_query, rank_truths, subset_ranks
 from cliplab.evaluation.scoring import CosineScorer, Scorer
@@ -26,10 +32,15 @@ class RankedBenchmark:
     queries: Tensor  # unit, by query_id [Q, ...]
     gallery: Tensor  # unit [G, D]
     scorer: Scorer
+    full_grade: Tensor | None = None  # soft targets: rank of a query's best row of grade 1, float64 [Q]
 
     def ranks_under_protocol(self) -> Tensor:
         """float64 [Q]."""
         return self.ranks.under(self.benchmark.protocol.ties)
+
+    def solved_from(self) -> Tensor:
+        """The smallest K at which each query counts as solved, float64 [Q]."""
+        return self.ranks_under_protocol() if self.full_grade is None else self.full_grade
 
     def nearest(self, query_ids: list[int], k: int) -> Tensor:
         """Gallery rows of the k best candidates of some queries [n, k]."""
@@ -131,8 +142,10 @@ def rank_benchmark(
         if direction.protocol.subset_at and direction.subsets is not None:
             where = (direction.positives, direction.subsets, excluded_rows(direction))
             ranks["subset"] = subset_ranks(*sides, *where, scorer)
-        metrics = _metrics(direction, ranks, asked)
-        outcome[direction.name] = RankedBenchmark(direction, metrics, ranks["best"], *sides, scorer)
+        graded = _graded(direction, ranks["graded"]) if "graded" in ranks else None
+        metrics = _metrics(direction, ranks, asked, graded)
+        full_grade = full_grade_ranks(*graded) if graded is not None else None
+        outcome[direction.name] = RankedBenchmark(direction, metrics, ranks["best"], *sides, scorer, full_grade)
     return outcome
 
 
@@ -175,7 +188,23 @@ def _truths(benchmark: Benchmark, backward: bool) -> dict[str, Truth]:
     return truths
 
 
-def _metrics(benchmark: Benchmark, ranks: dict[str, Ranks], asked: dict[str, Truth]) -> dict[str, float]:
+def _graded(benchmark: Benchmark, ranks: Ranks) -> tuple[list[Tensor], list[list[float]]]:
+    """By query the ranks of its graded rows and their gains; a row that the protocol keeps out is never found."""
+    assert benchmark.gains is not None
+    places = by_query(ranks.under(benchmark.protocol.ties), [len(rows) for rows in benchmark.gains])
+    gains = [
+        [0.0 if row in excluded else gain for row, gain in rows.items()]
+        for rows, excluded in zip(benchmark.gains, excluded_rows(benchmark), strict=True)
+    ]
+    return places, gains
+
+
+def _metrics(
+    benchmark: Benchmark,
+    ranks: dict[str, Ranks],
+    asked: dict[str, Truth],
+    graded: tuple[list[Tensor], list[list[float]]] | None,
+) -> dict[str, float]:
     """R@K and the like in percent, under the protocol's tie rule."""
     protocol, best = benchmark.protocol, ranks["best"]
     found = rank_metrics(best.pessimistic, best.ties, protocol.recall_at, protocol.ties)
@@ -183,14 +212,9 @@ def _metrics(benchmark: Benchmark, ranks: dict[str, Ranks], asked: dict[str, Tru
     if protocol.hit == "class":
         classes = torch.tensor([label for (label,) in benchmark.positives])
         metrics["mean_per_class"] = mean_per_class(best.under(protocol.ties), classes)
-    if "graded" in asked and benchmark.gains is not None:
+    if graded is not None:
         metrics = {key: value for key, value in metrics.items() if not key.startswith("R@")}
-        places = by_query(ranks["graded"].under(protocol.ties), [len(rows) for rows in benchmark.gains])
-        gains = [  # a row that the protocol keeps out is never found
-            [0.0 if row in excluded else gain for row, gain in rows.items()]
-            for rows, excluded in zip(benchmark.gains, excluded_rows(benchmark), strict=True)
-        ]
-        metrics |= {f"R@{k}": soft_recall(places, gains, k) for k in protocol.recall_at}
+        metrics |= {f"R@{k}": soft_recall(*graded, k) for k in protocol.recall_at}
     if "subset" in ranks:
         within = ranks["subset"].under(protocol.ties)
         metrics |= {f"Rsubset@{k}": 100 * float((within <= k).double().mean()) for k in protocol.subset_at}

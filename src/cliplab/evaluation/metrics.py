@@ -110,6 +110,18 @@ def soft_recall(ranks: Sequence[Tensor], gains: Sequence[Sequence[float]], k: in
     return 100 * float(np.mean(best))
 
 
+def full_grade_ranks(ranks: Sequence[Tensor], gains: Sequence[Sequence[float]]) -> Tensor:
+    """Ranks of each query's graded rows and their gains -> rank of its best row of grade 1, float64 [Q].
+
+    Infinite where no row has that grade: such a query can't be solved.
+    """
+    best = [
+        min((rank for rank, gain in zip(row.tolist(), given, strict=True) if gain >= 1), default=float("inf"))
+        for row, given in zip(ranks, gains, strict=True)
+    ]
+    return torch.tensor(best, dtype=torch.float64)
+
+
 def mean_per_class(rank: Tensor, classes: Tensor) -> float:
     """Ranks [Q] and classes [Q] of pictures -> percent of rank 1 within each class that occurs, averaged over them."""
     hits = (rank <= 1).double()

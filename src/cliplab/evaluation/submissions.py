@@ -8,7 +8,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,18 +115,24 @@ def check_circo(path: Path, annotations: Path | None = None) -> str:
     split = "val" if 2 * len(content) <= sum(CIRCO_QUERIES.values()) else "test"
     _check_keys(path, content, {str(number): None for number in range(CIRCO_QUERIES[split])}, None, "query")
     gallery = {row["id"] for row in _read(annotations)["images"]} if annotations is not None else None
+    _check_circo_rankings(path, content, gallery)
+    return split
+
+
+def _check_circo_rankings(path: Path, content: Rankings, gallery: Container[int] | None = None) -> None:
+    """Raise UserError unless every query has 50 different ids of images, of the gallery where that is known."""
     for key, ids in content.items():
         _check_ranking(f"{path}: query {key}", ids, CIRCO_DEPTH, int)
-        unknown = [number for number in ids if gallery is not None and number not in gallery]
-        if unknown or min(ids) < 0:
-            raise UserError(f"{path}: query {key}: {(unknown or ids)[0]} is no image of the gallery")
-    return split
+        unknown = [number for number in ids if number < 0 or (gallery is not None and number not in gallery)]
+        if unknown:
+            raise UserError(f"{path}: query {key}: {unknown[0]} is no image of the gallery")
 
 
 def score_circo(path: Path, annotations: Path) -> dict[str, float]:
     """mAP@K and R@K in percent, and mAP@10 by semantic aspect, of a ranking of the validation queries.
 
-    AP@K = 1 / min(|GT|, K) sum_k P@k rel(k); R@K looks at target_img_id alone (Baldrati et al., 2023).
+    AP@K = 1 / min(|GT|, K) sum_k P@k rel(k); R@K looks at target_img_id alone (Baldrati et al., 2023). Raises UserError
+    for a ranking that the server would refuse, such as one of fewer than 50 ids.
     """
     records = _read(annotations, list)
     rankings = _read(path)
@@ -136,10 +142,10 @@ def score_circo(path: Path, annotations: Path) -> dict[str, float]:
         if not isinstance(record, dict) or not record.get("gt_img_ids"):
             raise UserError(f"{annotations}: query {number} has no ground truth (gt_img_ids): only val can be scored")
     _check_keys(path, rankings, {str(record["id"]): None for record in records}, None, "query")
+    _check_circo_rankings(path, rankings)
     scores: dict[str, list[float]] = {}
     for record in records:
         ids = rankings[str(record["id"])]
-        _check_ranking(f"{path}: query {record['id']}", ids, None, int)
         for k in MAP_AT:
             scores.setdefault(f"mAP@{k}", []).append(average_precision(ids, record["gt_img_ids"], k))
             scores.setdefault(f"R@{k}", []).append(float(record["target_img_id"] in ids[:k]))
@@ -172,10 +178,10 @@ def _check_keys(
         )
 
 
-def _check_ranking(where: str, names: Any, count: int | None, kind: type) -> None:
+def _check_ranking(where: str, names: Any, count: int, kind: type) -> None:
     if not isinstance(names, list) or not all(isinstance(name, kind) and not isinstance(name, bool) for name in names):
         raise UserError(f"{where} must be a list of {'image names' if kind is str else 'image ids (numbers)'}")
-    if count is not None and len(names) != count:
+    if len(names) != count:
         raise UserError(f"{where} has {len(names)} predictions, {count} are expected")
     if len(set(names)) < len(names):
         raise UserError(f"{where} predicts {next(n for n in names if names.count(n) > 1)!r} more than once")

@@ -10,7 +10,16 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-FIELDS = ("gallery", "exclude_reference", "caption_join", "query_unit", "ties", "missing_images")
+FIELDS = (
+    "gallery",
+    "exclude_reference",
+    "caption_join",
+    "query_unit",
+    "prompt",
+    "captions_per_image",
+    "ties",
+    "missing_images",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def published_counts(benchmark: str) -> list[Edition]:
 
 def differing_fields(row: PublishedRow, protocol: Mapping[str, object]) -> tuple[str, ...]:
     """Name the fields whose published value is known and is not ours."""
-    return tuple(name for name in FIELDS if row.protocol[name] is not None and row.protocol[name] != protocol.get(name))
+    return tuple(name for name in FIELDS if row.protocol[name] not in (None, _ours(protocol, name)))
 
 
 def matching_rows(benchmark: str, protocol: Mapping[str, object]) -> list[tuple[PublishedRow, tuple[str, ...]]]:
@@ -71,7 +80,14 @@ def matching_rows(benchmark: str, protocol: Mapping[str, object]) -> list[tuple[
 
 
 def _unknown_fields(row: PublishedRow, protocol: Mapping[str, object]) -> tuple[str, ...]:
-    return tuple(name for name in FIELDS if row.protocol[name] is None and protocol.get(name) is not None)
+    return tuple(name for name in FIELDS if row.protocol[name] is None and _ours(protocol, name) is not None)
+
+
+def _ours(protocol: Mapping[str, object], name: str) -> object:
+    """Our value of a field, None where it does not apply; of captioned images, no number of captions means all."""
+    value = protocol.get(name)
+    is_all = name == "captions_per_image" and value is None and protocol.get("hit") == "any_positive"
+    return "all" if is_all else value
 
 
 @cache

@@ -14,7 +14,7 @@ import cliplab
 from cliplab.data.geometry import OPENAI_MEAN
 from cliplab.errors import UserError
 from cliplab.models.checkpoints.hugging_face import architecture_of, preprocess_of, read_config, weight_files
-from tests.hf_models import clip_model, features_of, ids, saved, siglip_model
+from tests.hugging_face import clip_model, features_of, ids, saved, siglip_model
 from tests.oracles import assert_close, assert_same_gradients, gradients, pictures
 
 # int(56 * (115 / 56)) is 114, and so with 61: a plain ratio would build another MLP

@@ -7,7 +7,7 @@ from torch import Tensor
 from cliplab.errors import UserError
 from cliplab.models.checkpoints.hugging_face_keys import from_open_clip, is_hugging_face, to_open_clip
 from cliplab.models.clip import build_clip
-from tests.hf_models import clip_model, siglip_model
+from tests.hugging_face import clip_model, siglip_model
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 3, "head_width": 8, "mlp_ratio": 90.5 / 32}
 TEXT = {"context_length": 13, "vocab_size": 99, "width": 48, "heads": 3, "layers": 2, "mlp_ratio": 79.5 / 48}

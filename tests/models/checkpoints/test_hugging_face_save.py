@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import cliplab
 from cliplab.errors import UserError
-from tests.hf_models import clip_model, features_of, ids, saved, siglip_model
+from tests.hugging_face import clip_model, features_of, ids, saved, siglip_model
 from tests.oracles import TEXT, VIT, assert_close, perturb, pictures, sentences
 
 SIGLIP_TEXT = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}}
