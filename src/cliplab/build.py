@@ -145,6 +145,7 @@ def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tupl
     composer = build_part("composer", COMPOSERS, part, embed_dim=clip.embed_dim) if part is not None else None
     model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, config.model.fixed_scale)
     model.freeze(config.model.freeze)
+    model.set_chunk_size(config.model.chunk_size)
     return model, built_from
 
 

@@ -34,6 +34,7 @@ class ModelConfig:
     image_size: int | None = None  # positions are resized; null = the architecture's
     attention: str = "sdpa"  # sdpa, eager, flash (torch's flash kernel; on a GPU in half precision)
     composer: Part | None = field(default=None, metadata=PART)  # null: a dual encoder, no composed queries
+    chunk_size: int | None = None  # pictures or texts at a time, computed twice: large batches; null = all at once
     freeze: list[str] = field(default_factory=list)  # of image_encoder, text_encoder, composer, temperature
     fixed_scale: float | None = None  # scale of the cosine logits; null = learned, clamped to 100 (CLIP4Cir: 100)
 

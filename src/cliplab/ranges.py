@@ -33,6 +33,7 @@ def _one_of(*choices: object) -> Callable[[object], bool]:
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_between(0, 2**31), "an integer from 0 to 2^31"),
     "model.fixed_scale": (_between(0, 100, open_low=True), "in (0, 100]"),
+    "model.chunk_size": (_between(1), "1 or more"),
     "data.batch_size": (_between(1), "1 or more"),
     "data.same_image": (_one_of("separate", "positives", "ignore"), "separate, positives or ignore"),
     "data.eval_batch_size": (_between(1), "1 or more"),

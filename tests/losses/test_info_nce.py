@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from cliplab.losses.info_nce import cosine_scores, info_nce
 
+module = sys.modules["cliplab.losses.info_nce"]  # the package has a function of the same name
 B, D = 7, 5
 
 
@@ -187,3 +189,42 @@ def test_equal_targets_are_computed_in_fp32(dtype: torch.dtype) -> None:
     exact = [each.detach().double() for each in (query, target, scale)]
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(shared_mass(dots(exact[0], exact[1]), 9.0, True), rel=1e-5)
+
+
+class TestByChunks:
+    """More logits than are kept: rows and columns in chunks."""
+
+    @pytest.mark.parametrize("symmetric", [True, False])
+    @pytest.mark.parametrize("with_ids", [True, False])
+    @pytest.mark.parametrize("chunk", [1, 3 * B, 1000])
+    def test_values_and_gradients_are_those_of_one_piece(
+        self, symmetric: bool, with_ids: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ids = torch.tensor([0, 1, 0, 2, 3, 1, 0]) if with_ids else None
+        query, target, scale = make_features()
+        loss = info_nce(query, target, scale, symmetric=symmetric, target_id=ids)
+        expected = torch.autograd.grad(loss, (query, target, scale))
+        monkeypatch.setattr(module, "KEPT", 10)
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        largest = []
+
+        def score(query: Tensor, target: Tensor) -> Tensor:
+            largest.append(len(query) * len(target))
+            return query @ target.T
+
+        chunked = info_nce(query, target, scale, score, symmetric=symmetric, target_id=ids)
+        torch.testing.assert_close(chunked, loss)
+        torch.testing.assert_close(torch.autograd.grad(chunked, (query, target, scale)), expected)
+        assert max(largest) <= max(chunk, B)
+
+    def test_a_large_batch_in_half_precision_is_computed_in_fp32(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        query, target, scale = make_features(torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = info_nce(query, target, scale)
+            monkeypatch.setattr(module, "KEPT", 10)
+            monkeypatch.setattr(module, "CHUNK", 2 * B)
+            chunked = info_nce(query, target, scale)
+        assert chunked.dtype == torch.float32
+        torch.testing.assert_close(chunked, loss, rtol=1e-6, atol=0)
+        grads = torch.autograd.grad(loss, (query, target)), torch.autograd.grad(chunked, (query, target))
+        torch.testing.assert_close(*grads, rtol=2**-7, atol=2**-9)

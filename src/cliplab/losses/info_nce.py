@@ -5,9 +5,13 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cliplab.losses.gather import gather
 from cliplab.precision import exact_fp32
+
+KEPT = 2**24  # logits that are kept for the backward pass: beyond it (a batch of 4,096), they are computed twice
+CHUNK = 2**22  # logits at a time then
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,20 +37,45 @@ def info_nce(
     target_id [B] int64: equal ids are positives of each other and share the mass (BLIP, Li et al., 2022):
     L = -1/B sum_i 1/|P_i| sum_{j in P_i} log softmax_j(scale * score(q_i, y_j)), P_i = {j: id_j = id_i}.
     """
+    query, target = gather(_at_least_fp32(query)), gather(_at_least_fp32(target))
+    ids = gather(target_id) if target_id is not None else None
+    if len(query) ** 2 > KEPT:
+        return _by_chunks(query, target, scale, score, symmetric, ids)
+    everything = slice(0, len(query))
     with exact_fp32(query.device):
-        query, target = gather(_at_least_fp32(query)), gather(_at_least_fp32(target))
         logits = _at_least_fp32(scale) * score(query, target)
-        labels = _labels(logits, target_id)
+        labels = _labels(everything, logits, ids)
         rows = F.cross_entropy(logits, labels)
         return (rows + F.cross_entropy(logits.T, labels)) / 2 if symmetric else rows
 
 
-def _labels(logits: Tensor, target_id: Tensor | None) -> Tensor:
-    """The row of each row's target [B] int64, or with ids the share of each [B, B]; the same for the columns."""
-    if target_id is None:
-        return torch.arange(len(logits), device=logits.device)
-    ids = gather(target_id)
-    same = (ids[:, None] == ids[None, :]).to(logits.dtype)
+def _by_chunks(
+    query: Tensor, target: Tensor, scale: Tensor, score: Score, symmetric: bool, ids: Tensor | None
+) -> Tensor:
+    """The same, with the logits of some rows (or columns) at a time, which the backward pass computes again."""
+    size = max(1, CHUNK // len(query))
+
+    def of_rows(rows: slice) -> Tensor:
+        with exact_fp32(query.device):
+            logits = _at_least_fp32(scale) * score(query[rows], target)
+            return F.cross_entropy(logits, _labels(rows, logits, ids), reduction="sum")
+
+    def of_columns(columns: slice) -> Tensor:
+        with exact_fp32(query.device):
+            logits = _at_least_fp32(scale) * score(query, target[columns]).T
+            return F.cross_entropy(logits, _labels(columns, logits, ids), reduction="sum")
+
+    directions = (of_rows, of_columns) if symmetric else (of_rows,)
+    chunks = [slice(start, min(start + size, len(query))) for start in range(0, len(query), size)]
+    parts = [checkpoint(sum_of, rows, use_reentrant=False) for sum_of in directions for rows in chunks]
+    return torch.stack(parts).sum() / (len(query) * len(directions))  # type: ignore[arg-type]
+
+
+def _labels(rows: slice, logits: Tensor, ids: Tensor | None) -> Tensor:
+    """The target of each of some rows [n] int64, or with ids the share of each [n, B]; the same for the columns."""
+    if ids is None:
+        return torch.arange(rows.start, rows.stop, device=logits.device)
+    same = (ids[rows, None] == ids[None, :]).to(logits.dtype)
     return same / same.sum(dim=1, keepdim=True)
 
 

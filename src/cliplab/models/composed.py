@@ -1,10 +1,12 @@
 """CLIP + composer: both sides of every retrieval task as query against target."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cliplab.models.chunks import check_chunks, encode_in_chunks
 from cliplab.models.clip import DualEncoder
 from cliplab.models.composers import Composer, ImageOnly, TextOnly
 from cliplab.models.composers.composer import unit
@@ -16,7 +18,8 @@ class ComposedRetriever(nn.Module):
     """A dual encoder and, for composed queries, a composer.
 
     A query with an image and a text goes through the composer; with one of them it is that tower's unit feature.
-    `fixed_scale` replaces the learned temperature (CLIP4Cir: 100).
+    `fixed_scale` replaces the learned temperature (CLIP4Cir: 100). In training the towers take `chunk_size` pictures or
+    texts at a time, and compute a chunk again for its gradients.
     """
 
     mean: Tensor
@@ -33,6 +36,7 @@ class ComposedRetriever(nn.Module):
         super().__init__()
         self.clip, self.composer = clip, composer
         self.fixed_scale = fixed_scale
+        self.chunk_size: int | None = None
         self.register_buffer("mean", torch.tensor(list(mean)).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(3, 1, 1), persistent=False)
         self.baselines = {"image_only": ImageOnly(), "text_only": TextOnly()} if composer is not None else {}
@@ -53,24 +57,33 @@ class ComposedRetriever(nn.Module):
         if len(query) == 1:
             feature = self.encode_target(query)
             return dict.fromkeys(composers, feature)
-        images = self.normalize(query["image"])
         wanted = {name for composer in composers.values() if composer for name in composer.inputs}
         extra: dict[str, object] = {}
         if "image_tokens" in wanted:
-            reference, extra["image_tokens"] = self.clip.visual.forward_with_tokens(images)
+            encode = self.clip.visual.forward_with_tokens
+            reference, extra["image_tokens"] = self._encode_images(query["image"], encode)
         else:
-            reference = self.clip.encode_image(images)
+            reference = self._encode_images(query["image"])
         if "text_tower" in wanted:
             extra |= {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
-        text = self.clip.encode_text(query["text"])
+        text = self._encode_text(query["text"])
         assert None not in composers.values(), "a query of image and text needs a composer"
         return {name: composer.compose(reference, text, **extra) for name, composer in composers.items() if composer}
 
     def encode_target(self, target: Mapping[str, Tensor]) -> Tensor:
         """`{image}` or `{text}` -> unit features [B, D]."""
         if "image" in target:
-            return unit(self.clip.encode_image(self.normalize(target["image"])))
-        return unit(self.clip.encode_text(target["text"]))
+            return unit(self._encode_images(target["image"]))
+        return unit(self._encode_text(target["text"]))
+
+    def _encode_images(self, images: Tensor, encode: Callable[[Tensor], Any] | None = None) -> Any:
+        """Uint8 [B, 3, H, W] -> features [B, D], or what `encode` makes of normalised pictures."""
+        encode = encode or self.clip.encode_image
+        return encode_in_chunks(lambda part: encode(self.normalize(part)), images, self.chunk_size)
+
+    def _encode_text(self, text: Tensor) -> Any:
+        """Ids [B, L] -> features [B, D]."""
+        return encode_in_chunks(self.clip.encode_text, text, self.chunk_size)
 
     def score(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Queries, unit gallery [G, D] -> scores_qg [Q, G]: the composer's own, or cosine."""
@@ -97,6 +110,11 @@ class ComposedRetriever(nn.Module):
         counted = sum(len(parameters) for parameters in parts.values())
         assert counted == len(list(self.parameters())), "a parameter belongs to no part or to two"
         return parts
+
+    def set_chunk_size(self, size: int | None) -> None:
+        """How many the towers take at a time in training. After `freeze`; raises UserError for trained BatchNorm."""
+        check_chunks([self.clip], size)
+        self.chunk_size = size
 
     def freeze(self, parts: Iterable[str]) -> None:
         """Stop the gradients of `parts`, which then stay in evaluation mode; a fixed scale freezes the temperature."""

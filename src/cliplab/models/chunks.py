@@ -1,0 +1,38 @@
+"""Encoding a large batch in chunks whose activations are computed again in the backward pass, one chunk at a time.
+
+The features of the whole batch are kept, so that a contrastive loss sees all of it, and the gradients are those of one
+pass (GradCache, Gao et al., 2021, by activation checkpointing: no second optimisation loop).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from cliplab.errors import UserError
+
+Outputs = Tensor | tuple[Tensor, ...]
+
+
+def encode_in_chunks(encode: Callable[[Tensor], Outputs], inputs: Tensor, size: int | None) -> Outputs:
+    """encode(inputs [B, ...]), in chunks of `size` where gradients are computed; dropout is replayed."""
+    if size is None or len(inputs) <= size or not torch.is_grad_enabled():
+        return encode(inputs)
+    parts = [checkpoint(encode, part, use_reentrant=False) for part in inputs.split(size)]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return tuple(torch.cat(of_all) for of_all in zip(*parts, strict=True))
+
+
+def check_chunks(towers: Sequence[nn.Module], size: int | None) -> None:
+    """Raises UserError where a chunk is not what it would be in the batch: BatchNorm that is trained."""
+    for tower in towers if size is not None else ():
+        for name, module in tower.named_modules():
+            if isinstance(module, _BatchNorm) and any(parameter.requires_grad for parameter in module.parameters()):
+                raise UserError(
+                    f"model.chunk_size={size}: the statistics of {name} (BatchNorm) would be those of a chunk, not of "
+                    "the batch; freeze the tower (model.freeze), take one without BatchNorm, or use "
+                    "model.grad_checkpointing"
+                )
