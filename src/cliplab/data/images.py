@@ -32,21 +32,27 @@ class ImageFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.same_name: list[tuple[str, str]] = []  # pairs of files that share a name; the first one is taken
         self._paths: dict[str, str] = {}
-        folders = [root] if root.is_dir() else []
-        while folders:
-            with os.scandir(folders.pop()) as entries:
-                for entry in sorted(entries, key=lambda item: item.name):
-                    if entry.name.lower().endswith(EXTENSIONS):
-                        self._paths.setdefault(Path(entry.name).stem, entry.path)
-                    elif entry.is_dir() and Path(entry.path).parent == root:
-                        folders.append(Path(entry.path))
+        below = self._list(str(root)) if root.is_dir() else []
+        for folder in below:
+            self._list(folder)
+
+    def _list(self, folder: str) -> list[str]:
+        """Take in the pictures of a folder; the folders in it."""
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            name, extension = os.path.splitext(entry.name)
+            if extension.lower() in EXTENSIONS and (first := self._paths.setdefault(name, entry.path)) != entry.path:
+                self.same_name.append((first, entry.path))
+        return [entry.path for entry in found if entry.is_dir()]
 
     @classmethod
     def of(cls, root: Path, places: Mapping[str, str]) -> "ImageFolder":
         """The images that annotations place themselves: name -> path below the root; those that are there."""
         folder = cls.__new__(cls)
-        folder.root = root
+        folder.root, folder.same_name = root, []
         paths = {name: os.path.join(root, place) for name, place in places.items()}
         folder._paths = {name: path for name, path in paths.items() if os.path.isfile(path)}
         return folder
@@ -208,6 +214,11 @@ class ImageTransform:
         return dataclasses.replace(geometry, is_mirrored=is_mirrored)
 
 
+def normalized(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [..., 3, H, W] -> (x / 255 - mean) / std in the precision of `mean` [3, 1, 1]; in one buffer."""
+    return pixels.to(mean.dtype, copy=True).div_(255).sub_(mean).div_(std)
+
+
 class ImagePreprocess:
     """A picture or its file -> float [3, size, size]: RGB, resize, centre crop, (x / 255 - mean) / std."""
 
@@ -220,4 +231,4 @@ class ImagePreprocess:
         """Raises UserError for a file that is no picture."""
         if not isinstance(image, str | Path | Image.Image):
             raise UserError(f"a picture must be a PIL image or the path of a file, got {type(image).__name__}")
-        return (self._transform(image) / 255 - self._mean) / self._std
+        return normalized(self._transform(image), self._mean, self._std)

@@ -35,7 +35,7 @@ from cliplab.data.dataset import (
     no_rows,
     query_table,
 )
-from cliplab.data.images import EXTENSIONS, ImageFolder
+from cliplab.data.images import ImageFolder
 from cliplab.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,11 @@ class Karpathy(RetrievalDataset):
         if self._folder is None:
             if not self._images_named and not self.image_root.is_dir() and self.root.is_dir():
                 self.image_root = self.root
-            _require_one_picture_each(self.image_root)
+            for one, other in super().folder.same_name[:1]:
+                raise UserError(
+                    f"{one} and {other} share a name, and pictures are found by name: keep one of them, or name the "
+                    "folder that is meant with data.images"
+                )
         return super().folder
 
     def annotation_files(self) -> list[Path]:
@@ -282,16 +286,3 @@ def _named_files(root: Path, pattern: str) -> list[Path]:
     if Path(pattern).is_absolute():
         return [Path(pattern)] if Path(pattern).is_file() else []
     return sorted(path for path in root.glob(pattern) if path.is_file())
-
-
-def _require_one_picture_each(root: Path) -> None:
-    """Raise UserError naming two pictures of the folder or its sub-folders that share a name."""
-    seen: dict[str, Path] = {}
-    folders = [root, *(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
-    for folder in folders:
-        for path in folder.iterdir():
-            if path.name.lower().endswith(EXTENSIONS) and seen.setdefault(path.stem, path) != path:
-                raise UserError(
-                    f"{seen[path.stem]} and {path} share a name, and pictures are found by name: keep one of them, or "
-                    "name the folder that is meant with data.images"
-                )

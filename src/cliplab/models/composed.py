@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cliplab.data.images import normalized
 from cliplab.models.chunks import check_chunks, encode_in_chunks
 from cliplab.models.clip import DualEncoder
 from cliplab.models.composers import Composer, ImageOnly, TextOnly
@@ -44,7 +45,7 @@ class ComposedRetriever(nn.Module):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Uint8 images [B, 3, H, W] -> (x / 255 - mean) / std in the precision of the weights."""
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return normalized(images, self.mean, self.std)
 
     def encode_query(self, query: Mapping[str, Tensor]) -> Tensor:
         """`{image? [B, 3, H, W], text? [B, L]}` -> unit queries [B, D], or [B, P, D] of a composer that scores."""
