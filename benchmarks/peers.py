@@ -21,6 +21,21 @@ def made_up_captions(count: int, seed: int = 0) -> list[str]:
     return [" ".join(word() for _ in range(draw.randint(9, 18))) for _ in range(count)]
 
 
+def captions_like_coco(count: int, seed: int = 0) -> list[str]:
+    """Plain English of COCO's lengths: 8 to 16 words, 11 on average."""
+    draw = random.Random(seed)
+    some = lambda words: draw.choice(words.split())  # noqa: E731
+    nouns = "man woman dog cat bus train plate table child horse pizza giraffe bench kitchen street beach field boat"
+    adjectives = "young old red large small white black wooden green parked empty snowy busy smiling"
+    verbs = "sitting standing walking running lying waiting looking playing riding eating"
+    captions = []
+    for _ in range(count):
+        first = f"A {some(adjectives)} {some(nouns)} {some(verbs)} {some('on near behind beside with')} a {some(nouns)}"
+        more = [f"and a {some(adjectives)} {some(nouns)}", "in the background", "on a sunny day"]
+        captions.append(" ".join([first, *more[: draw.choice((0, 1, 1, 1, 2))]]) + ".")
+    return captions
+
+
 def batches(count: int, size: int, image_size: int = 224, seed: int = 0) -> list[dict[str, Tensor]]:
     """uint8 images [B, 3, H, W] of noise and token ids [B, 77]."""
     generator = torch.Generator().manual_seed(seed)
