@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cliplab.models.clip import DualEncoder
 from cliplab.models.composers import Composer, ImageOnly, TextOnly
 from cliplab.models.composers.composer import unit
+from cliplab.models.repeats import encode_once
 
 PARTS = ("image_encoder", "text_encoder", "composer", "temperature")
 
@@ -53,24 +54,46 @@ class ComposedRetriever(nn.Module):
         if len(query) == 1:
             feature = self.encode_target(query)
             return dict.fromkeys(composers, feature)
-        images = self.normalize(query["image"])
         wanted = {name for composer in composers.values() if composer for name in composer.inputs}
         extra: dict[str, object] = {}
         if "image_tokens" in wanted:
+            images = self.normalize(query["image"])
             reference, extra["image_tokens"] = self.clip.visual.forward_with_tokens(images)
         else:
-            reference = self.clip.encode_image(images)
+            reference = self._images(query["image"])
         if "text_tower" in wanted:
             extra |= {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
-        text = self.clip.encode_text(query["text"])
+        text = self._text(query["text"])
         assert None not in composers.values(), "a query of image and text needs a composer"
         return {name: composer.compose(reference, text, **extra) for name, composer in composers.items() if composer}
 
     def encode_target(self, target: Mapping[str, Tensor]) -> Tensor:
         """`{image}` or `{text}` -> unit features [B, D]."""
         if "image" in target:
-            return unit(self.clip.encode_image(self.normalize(target["image"])))
-        return unit(self.clip.encode_text(target["text"]))
+            return unit(self._images(target["image"]))
+        return unit(self._text(target["text"]))
+
+    def encode_pair(self, query: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`encode_query` and `encode_target`; images that are on both sides are encoded once."""
+        together = self.composer is not None and "image_tokens" not in self.composer.inputs
+        if not (together and len(query) == 2 and "image" in target and self.clip.visual.rows_are_independent):
+            return self.encode_query(query), self.encode_target(target)
+        assert self.composer is not None
+        images = self._images(torch.cat([query["image"], target["image"]]))
+        reference, encoded = images.tensor_split([len(query["image"])])
+        extra = {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
+        extra = extra if "text_tower" in self.composer.inputs else {}
+        return self.composer.compose(reference, self._text(query["text"]), **extra), unit(encoded)
+
+    def _images(self, images: Tensor) -> Tensor:
+        """Uint8 images [B, 3, H, W] -> features [B, D]."""
+        encode = lambda different: self.clip.encode_image(self.normalize(different))  # noqa: E731
+        return encode_once(encode, images) if self.clip.visual.rows_are_independent else encode(images)
+
+    def _text(self, text: Tensor) -> Tensor:
+        """Ids [B, L] -> features [B, D]."""
+        tower = self.clip.text_tower
+        return encode_once(tower.forward_text, text) if tower.rows_are_independent else tower.forward_text(text)
 
     def score(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Queries, unit gallery [G, D] -> scores_qg [Q, G]: the composer's own, or cosine."""

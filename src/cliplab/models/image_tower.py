@@ -36,6 +36,11 @@ class ImageTower(nn.Module):
         super().__init__()
         self._frozen_norms: list[nn.Module] = []
 
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether equal images always get equal features: no dropout, no statistics of the batch."""
+        return not any(module.training for module in self.modules())
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> features [B, D], not unit length."""
         return self.forward_with_tokens(images)[0]

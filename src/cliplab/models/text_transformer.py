@@ -24,6 +24,11 @@ class TextTower(nn.Module):
     context_length: int
     vocab_size: int
 
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether equal texts always get equal features: no dropout."""
+        return not any(module.training for module in self.modules())
+
     def embed(self, text: Tensor) -> Tensor:
         """Token ids [B, L] -> token embeddings [B, L, W], without positions."""
         raise NotImplementedError
@@ -87,6 +92,11 @@ class CLIPTextTower(TextTower):
     transformer: Transformer
     ln_final: nn.Module
     text_projection: nn.Parameter | nn.Linear | None
+
+    @property
+    def rows_are_independent(self) -> bool:
+        """As TextTower says: nothing is drawn here."""
+        return True
 
     def build_text(self, cfg: CLIPTextCfg, embed_dim: int, quick_gelu: bool) -> None:
         """Create the parameters with CLIP's initialisation."""

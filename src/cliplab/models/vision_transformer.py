@@ -46,6 +46,11 @@ class VisionTransformer(ImageTower):
         self.ln_post = norm(width)
         self.proj: nn.Parameter | None = nn.Parameter(scale * torch.randn(width, embed_dim))
 
+    @property
+    def rows_are_independent(self) -> bool:
+        """As ImageTower says: only patches are ever drawn."""
+        return isinstance(self.patch_dropout, nn.Identity) or not self.training
+
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> the blocks' input [B, 1 + N, W]; training may leave patches out."""
         x = self.patches(images.to(self.conv1.weight.dtype))
