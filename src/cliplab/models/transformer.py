@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cliplab.errors import UserError
 from cliplab.models.attention import AttentionMaps, Implementation, attend, attention_weights, causal_mask
+from cliplab.models.fused import linear
 from cliplab.models.ragged import Ragged
 
 Indices = int | Sequence[int] | None
@@ -78,7 +79,7 @@ class Attention(nn.Module):
 
         `ragged`: x is what it packed.
         """
-        q, k, v = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), ragged)
+        q, k, v = self._heads(linear(x, self.in_proj_weight, self.in_proj_bias), ragged)
         if maps is not None:
             maps.append(attention_weights(q, k, mask, causal))
             attended = maps[-1] @ v
@@ -146,7 +147,16 @@ class ResidualAttentionBlock(nn.Module):
         else:
             x, queries = (t.reshape(-1, t.shape[-1]).index_select(0, places) for t in (x, normed))
             x = x + self.ls_1(self.attn.attend_from(queries, normed, mask, ragged))
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
+        return x + self.ls_2(self._mlp(self.ln_2(x)))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        """`mlp`, its first two layers as one where no hook stands between them."""
+        first, activation, last = self.mlp
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.mlp.modules()):
+            return self.mlp(x)
+        if type(first) is not nn.Linear:  # an adapter in its place
+            return self.mlp(x)
+        return last(linear(x, first.weight, first.bias, activation))
 
 
 class Transformer(nn.Module):
