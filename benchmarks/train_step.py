@@ -59,6 +59,9 @@ class Turns(L.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Compare, then watch, then time."""
         seconds = {OURS: time.perf_counter() - self.started}
+        if batch_idx == COMPARED:
+            self.products.__exit__(None, None, None)
+            self.products.replay()
         gradients, loss = _timed(lambda: self.peer(batch))
         self.losses.append((float(outputs["loss"]), loss))
         for name, step in self.optimizers.items():
@@ -66,9 +69,6 @@ class Turns(L.Callback):
                 seconds[name] = gradients + _timed(step)[0]
         if batch_idx + 1 == COMPARED:
             self.products.__enter__()
-        elif batch_idx == COMPARED:
-            self.products.__exit__(None, None, None)
-            self.products.replay()
         elif batch_idx > COMPARED:
             seconds[LIMIT] = _timed(self.products.replay)[0]
             for name, value in seconds.items():

@@ -140,6 +140,8 @@ class TimmTower(ImageTower):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """By the trunk's own method. Raises UserError where it has none."""
+        if not enable and not hasattr(self.trunk, "set_grad_checkpointing"):
+            return
         try:
             self.trunk.set_grad_checkpointing(enable)
         except (AssertionError, AttributeError) as error:
