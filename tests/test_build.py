@@ -54,6 +54,12 @@ def test_the_options_of_the_towers_arrive(tiny_config):
     assert used == {"eager"}
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_activations_are_recomputed_where_that_is_asked(tiny_config, asked: bool):
+    model, _ = build.build_model(load_config(tiny_config, [f"model.grad_checkpointing={asked}"]))
+    assert {m.grad_checkpointing for m in model.modules() if hasattr(m, "grad_checkpointing")} == {asked}
+
+
 def test_protocols_belong_to_data_sets(tiny_config):
     config = load_config(tiny_config, ["data.protocol=clip_benchmark"])
     with pytest.raises(UserError, match="none of data.name=wardrobe"):

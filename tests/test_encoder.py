@@ -72,6 +72,16 @@ class TestEncode:
         parts = encoder.encode(pictures, [f"number {n}" for n in range(12)], batch_size=5)
         torch.testing.assert_close(whole, parts, rtol=0, atol=1e-6)
 
+    def test_texts_are_sorted_by_length_and_given_back_in_order(self, encoder, monkeypatch):
+        texts = ["a b c d e f g h", "a", "a b c d e", "a b", "a b c d e f", "a b c"]
+        batches, tokenize = [], encoder._ids
+        monkeypatch.setattr(encoder, "_ids", lambda part, cut: batches.append(part) or tokenize(part, cut))
+        found = encoder.encode(text=texts, batch_size=2)
+        assert batches == [["a", "a b"], ["a b c", "a b c d e"], ["a b c d e f", "a b c d e f g h"]]
+        monkeypatch.undo()
+        one_by_one = torch.cat([encoder.encode(text=text) for text in texts])
+        torch.testing.assert_close(found, one_by_one, rtol=0, atol=1e-6)
+
     def test_long_texts_are_cut_with_one_warning(self, encoder):
         long = "very " * 100 + "long"
         with warnings.catch_warnings(record=True) as caught:

@@ -141,6 +141,7 @@ def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tupl
         clip = build_dual_encoder(source)
     built_from = BuiltFrom(config.model.arch, clip.architecture, asdict(source.preprocess))
     set_attention(clip, config.model.attention)
+    clip.set_grad_checkpointing(config.model.grad_checkpointing)
     part, preprocess = config.model.composer, source.preprocess
     composer = build_part("composer", COMPOSERS, part, embed_dim=clip.embed_dim) if part is not None else None
     model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, config.model.fixed_scale)

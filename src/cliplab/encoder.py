@@ -68,8 +68,8 @@ class Encoder(nn.Module):
     def encode(self, images: Pictures | None = None, text: Texts | None = None, batch_size: int = 64) -> Tensor:
         """Pictures, texts or both -> unit vectors [N, D] on the CPU, without gradient; one input gives N = 1.
 
-        Read and encoded batch by batch, with a progress bar above a few batches. Raises UserError for inputs of
-        different types or lengths and for unreadable pictures.
+        Read and encoded batch by batch, texts of similar length together, with a progress bar above a few batches.
+        Raises UserError for inputs of different types or lengths and for unreadable pictures.
         """
         images, text, _ = paired(images, text)
         if batch_size < 1:
@@ -77,11 +77,12 @@ class Encoder(nn.Module):
         given = images if images is not None else text
         assert given is not None
         vectors, cut = torch.empty(len(given), self.model.embed_dim), []
+        order = sorted(range(len(given)), key=lambda number: len(text[number])) if text else range(len(given))
         with self._evaluating():
             for start in _progress(range(0, len(given), batch_size), len(given) > 4 * batch_size):
-                part = slice(start, start + batch_size)
-                pixels = self._pixels(images[part]) if images else None
-                ids = self._ids(text[part], cut) if text else None
+                part = list(order[start : start + batch_size])
+                pixels = self._pixels([images[number] for number in part]) if images else None
+                ids = self._ids([text[number] for number in part], cut) if text else None
                 vectors[part] = self._encode_processed(pixels, ids).float().cpu()
         self._warn_of(cut)
         return vectors

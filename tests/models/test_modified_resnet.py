@@ -3,9 +3,11 @@ from typing import Any
 import open_clip.model
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from cliplab.errors import UserError
+from cliplab.models.modified_resnet import Pointwise
 from tests.oracles import (
     MODIFIED_RESNET,
     TEXT,
@@ -209,3 +211,28 @@ def test_without_freezing_the_statistics_move() -> None:
     ours.lock(0)
     ours.train()(pictures(4, 64))
     assert not torch.equal(ours.bn1.running_mean, before)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["first", "last"])
+def test_a_pointwise_convolution_is_one(order: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    ours = Pointwise(5, 7).double()
+    x = torch.randn(2, 5, 4, 3, dtype=torch.float64).contiguous(memory_format=order).requires_grad_()
+    expected, found = F.conv2d(x, ours.weight), ours(x)
+    cotangent = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * cotangent).sum(), [x, ours.weight])
+    for one, other in zip(torch.autograd.grad((found * cotangent).sum(), [x, ours.weight]), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.is_contiguous(memory_format=order)
+
+
+def test_maps_have_their_channels_last() -> None:
+    tower, orders = pair()[0], []
+    for module in tower.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda *given: orders.append(given[2].is_contiguous(memory_format=torch.channels_last))
+            )
+    tower(pictures(2, 64))
+    assert orders and all(orders)

@@ -55,7 +55,7 @@ def test_tokens_are_the_class_token_and_open_clips_patch_tokens(
     torch.testing.assert_close(tokens[:, 1:], patches, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(features, pooled, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(features, tokens[:, 0] @ theirs.proj, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(ours(images), features, rtol=0, atol=0)
+    torch.testing.assert_close(ours(images), features, rtol=1e-12, atol=1e-13)
 
 
 def test_the_activation_matters() -> None:
@@ -105,7 +105,7 @@ def test_variants_are_open_clips(variant: str) -> None:
     features, expected = ours(images), theirs(images)
     assert_close(features, expected)
     assert_same_gradients(gradients([features], ours), gradients([expected], theirs))
-    assert torch.equal(ours.forward_with_tokens(images)[0], features)
+    assert_close(ours.forward_with_tokens(images)[0], features)
     plain = make_pair(tiny())[0].visual
     if variant in ("avg", "no_ln_pre", "layer_scale", "eps", "tanh"):
         plain.load_state_dict(ours.state_dict(), strict=False)
@@ -182,3 +182,34 @@ def test_positions_keep_their_precision() -> None:
 def test_positions_that_are_no_square_grid_stay_for_the_loader_to_refuse(shape: tuple[int, ...]) -> None:
     stored = torch.randn(shape)
     assert make_pair(tiny(image_size=48))[0].visual.fit_positions("positional_embedding", stored) is stored
+
+
+@pytest.mark.parametrize("size", [24, 30], ids=["fits", "too large"])
+def test_patches_are_those_of_the_convolution(size: int) -> None:
+    torch.manual_seed(0)
+    tower = VisionTransformer({**CFG, "patch_size": 5, "image_size": size}, 12).double()
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
+    expected = tower.conv1(images).flatten(2).transpose(1, 2)
+    found = tower.patches(images)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn_like(found)
+    (wanted,) = torch.autograd.grad((expected * cotangent).sum(), [tower.conv1.weight])
+    (gradient,) = torch.autograd.grad((found * cotangent).sum(), [tower.conv1.weight])
+    torch.testing.assert_close(gradient, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_the_last_block_computes_the_class_token_alone() -> None:
+    torch.manual_seed(0)
+    tower = VisionTransformer(CFG, 12).double()
+    images, rows = torch.randn(2, 3, 24, 24, dtype=torch.float64), []
+    parameters = list(tower.parameters())
+    for hooked in (False, True):  # a hook wants to see all tokens
+        if hooked:
+            tower.transformer.resblocks[-1].register_forward_hook(lambda *given: rows.append(given[2].shape[1]))
+        features = tower(images)
+        gradients = torch.autograd.grad(features.square().sum(), parameters)
+        if not hooked:
+            expected = (features, *gradients)
+    assert rows == [1 + 9]
+    for found, wanted in zip((features, *gradients), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)

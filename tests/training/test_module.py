@@ -312,3 +312,11 @@ def test_the_learning_rate_of_every_group_is_logged(weight_decay: float, tmp_pat
     module = make_module("combiner", weight_decay=weight_decay)
     make_trainer(logger=logger, callbacks=[monitor], limit_val_batches=0).fit(module, Toy(batches=1))
     assert len(monitor.lrs) == len(module.groups()) >= 4
+
+
+def test_mixed_precision_may_clip() -> None:
+    """Lightning refuses to clip for optimisers that unscale gradients themselves, as fused ones say they do."""
+    module = make_module(schedule="constant", warmup=0.0)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    make_trainer(precision="bf16-mixed", gradient_clip_val=1.0).fit(module, Toy(batches=2).train_dataloader())
+    assert any(not torch.equal(p, before[name]) for name, p in module.named_parameters())

@@ -117,3 +117,20 @@ def test_not_finite_names_the_parameters() -> None:
         model.composer.weights[1] = torch.inf
     message = not_finite(model)
     assert "['clip.visual.proj', 'composer.weights']" in message and "optim.lr" in message
+
+
+def test_the_fused_steps_are_the_plain_ones() -> None:
+    models = [make_model() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    groups = [parameter_groups(model, model.part_parameters(), 1e-2, 0.2, {"composer": 3.0}) for model in models]
+    fused, _ = adamw(groups[0], (0.9, 0.98), 1e-6, lambda step: 1.0)
+    plain = torch.optim.AdamW([group.as_group() for group in groups[1]], betas=(0.9, 0.98), eps=1e-6)
+    assert all(group["fused"] for group in fused.param_groups)
+    for step in range(5):
+        for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=torch.Generator().manual_seed(step))
+            other.grad = one.grad.clone()
+        fused.step()
+        plain.step()
+    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7, msg=name)

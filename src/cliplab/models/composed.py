@@ -1,6 +1,7 @@
 """CLIP + composer: both sides of every retrieval task as query against target."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from cliplab.models.chunks import check_chunks, encode_in_chunks
 from cliplab.models.clip import DualEncoder
 from cliplab.models.composers import Composer, ImageOnly, TextOnly
 from cliplab.models.composers.composer import unit
+from cliplab.models.repeats import encode_once
 
 PARTS = ("image_encoder", "text_encoder", "composer", "temperature")
 
@@ -62,29 +64,49 @@ class ComposedRetriever(nn.Module):
         extra: dict[str, object] = {}
         if "image_tokens" in wanted:
             encode = self.clip.visual.forward_with_tokens
-            reference, extra["image_tokens"] = self._encode_images(query["image"], encode)
+            reference, extra["image_tokens"] = self._in_chunks(query["image"], encode)
         else:
-            reference = self._encode_images(query["image"])
+            reference = self._images(query["image"])
         if "text_tower" in wanted:
             extra |= {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
-        text = self._encode_text(query["text"])
+        text = self._text(query["text"])
         assert None not in composers.values(), "a query of image and text needs a composer"
         return {name: composer.compose(reference, text, **extra) for name, composer in composers.items() if composer}
 
     def encode_target(self, target: Mapping[str, Tensor]) -> Tensor:
         """`{image}` or `{text}` -> unit features [B, D]."""
         if "image" in target:
-            return unit(self._encode_images(target["image"]))
-        return unit(self._encode_text(target["text"]))
+            return unit(self._images(target["image"]))
+        return unit(self._text(target["text"]))
 
-    def _encode_images(self, images: Tensor, encode: Callable[[Tensor], Any] | None = None) -> Any:
-        """Uint8 [B, 3, H, W] -> features [B, D], or what `encode` makes of normalised pictures."""
+    def encode_pair(self, query: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`encode_query` and `encode_target`; images that are on both sides are encoded once."""
+        together = self.composer is not None and "image_tokens" not in self.composer.inputs
+        if not (together and len(query) == 2 and "image" in target and self.clip.visual.rows_are_independent):
+            return self.encode_query(query), self.encode_target(target)
+        assert self.composer is not None
+        images = self._images(torch.cat([query["image"], target["image"]]))
+        reference, encoded = images.tensor_split([len(query["image"])])
+        extra = {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
+        extra = extra if "text_tower" in self.composer.inputs else {}
+        return self.composer.compose(reference, self._text(query["text"]), **extra), unit(encoded)
+
+    def _images(self, images: Tensor) -> Tensor:
+        """Uint8 images [B, 3, H, W] -> features [B, D]; equal ones are encoded once."""
+        return (
+            encode_once(self._in_chunks, images) if self.clip.visual.rows_are_independent else self._in_chunks(images)
+        )
+
+    def _in_chunks(self, images: Tensor, encode: Callable[[Tensor], Any] | None = None) -> Any:
+        """Uint8 images [B, 3, H, W] -> features [B, D], or what `encode` makes of normalised images."""
         encode = encode or self.clip.encode_image
         return encode_in_chunks(lambda part: encode(self.normalize(part)), images, self.chunk_size)
 
-    def _encode_text(self, text: Tensor) -> Any:
-        """Ids [B, L] -> features [B, D]."""
-        return encode_in_chunks(self.clip.encode_text, text, self.chunk_size)
+    def _text(self, text: Tensor) -> Tensor:
+        """Ids [B, L] -> features [B, D]; equal ones are encoded once."""
+        tower = self.clip.text_tower
+        encode = partial(encode_in_chunks, tower.forward_text, size=self.chunk_size)
+        return encode_once(encode, text) if tower.rows_are_independent else encode(text)
 
     def score(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Queries, unit gallery [G, D] -> scores_qg [Q, G]: the composer's own, or cosine."""

@@ -15,6 +15,16 @@ from cliplab.models.transformer import Indices
 Group = Sequence[nn.Module | nn.Parameter]
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """[B, 3, H, W] in the order that convolutions are fast in: on a CPU, and on a GPU in half precision.
+
+    The maps behind it keep that order.
+    """
+    half = images.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(images.device.type)
+    fast = images.device.type == "cpu" or half
+    return images.contiguous(memory_format=torch.channels_last) if fast else images
+
+
 class ImageTower(nn.Module):
     """Normalised images [B, 3, H, W] -> features [B, D], not unit length."""
 
@@ -25,6 +35,11 @@ class ImageTower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._frozen_norms: list[nn.Module] = []
+
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether equal images always get equal features: no dropout, no statistics of the batch."""
+        return not any(module.training for module in self.modules())
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> features [B, D], not unit length."""

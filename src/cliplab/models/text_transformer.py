@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cliplab.errors import UserError
 from cliplab.models.attention import AttentionMaps
 from cliplab.models.image_tower import Group, lock_groups
+from cliplab.models.ragged import Ragged
 from cliplab.models.tower_cfg import CLIPTextCfg, text_cfg_of
 from cliplab.models.transformer import Indices, Transformer, activation_of, norm_of
 
@@ -22,6 +23,11 @@ class TextTower(nn.Module):
 
     context_length: int
     vocab_size: int
+
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether equal texts always get equal features: no dropout."""
+        return not any(module.training for module in self.modules())
 
     def embed(self, text: Tensor) -> Tensor:
         """Token ids [B, L] -> token embeddings [B, L, W], without positions."""
@@ -37,7 +43,11 @@ class TextTower(nn.Module):
 
     def forward_text(self, text: Tensor) -> Tensor:
         """Token ids [B, L] -> features [B, D], not unit length."""
-        return self.pool(self.encode_embeddings(self.embed(text), text), text)
+        return self.features(self.embed(text), text)
+
+    def features(self, embeddings: Tensor, text: Tensor) -> Tensor:
+        """Token embeddings [B, L, W], ids [B, L] -> features [B, D]: both steps, without padding."""
+        return self.pool(self.encode_embeddings(embeddings, text), text)
 
     def text_intermediates(
         self,
@@ -83,6 +93,11 @@ class CLIPTextTower(TextTower):
     ln_final: nn.Module
     text_projection: nn.Parameter | nn.Linear | None
 
+    @property
+    def rows_are_independent(self) -> bool:
+        """As TextTower says: nothing is drawn here."""
+        return True
+
     def build_text(self, cfg: CLIPTextCfg, embed_dim: int, quick_gelu: bool) -> None:
         """Create the parameters with CLIP's initialisation."""
         width, norm = cfg.width, norm_of(cfg.norm_kwargs)
@@ -122,19 +137,35 @@ class CLIPTextTower(TextTower):
         x = self.with_positions(embeddings)
         return self.ln_final(self.transformer(x, self.text_causal, key_mask, maps))
 
+    def features(self, embeddings: Tensor, text: Tensor) -> Tensor:
+        """As TextTower says. Towers that see what follows the end of a text, or pool elsewhere, compute all of it."""
+        ends = self.ends(text) if self.text_causal and not self.transformer.must_be_whole else None
+        if ends is None:
+            return self.pool(self.encode_embeddings(embeddings, text), text)
+        ragged = Ragged(ends)
+        x = ragged.pack(self.with_positions(embeddings))
+        pooled = self.transformer.forward_at(x, ragged.last, causal=True, ragged=ragged)
+        return self.project(self.ln_final(pooled))
+
+    def ends(self, text: Tensor) -> Tensor | None:
+        """Ids [B, L] -> the pooled position int64 [B]; None where that is not the end of the text.
+
+        `argmax` is CLIP's rule: the end token has the largest id, and argmax returns its first position. `eos` looks
+        for the id itself, which is right also where ids were added above it.
+        """
+        if self.text_pool_type == "argmax":
+            return text.argmax(-1)
+        return (text == self.text_eos_id).int().argmax(-1) if self.text_pool_type == "eos" else None
+
     def pool(self, tokens: Tensor, text: Tensor) -> Tensor:
         """Contextual tokens [B, L, W], ids [B, L] -> projected features [B, D]."""
         return self.project(self.pool_tokens(tokens, text))
 
     def pool_tokens(self, tokens: Tensor, text: Tensor) -> Tensor:
-        """Contextual tokens [B, L, W], ids [B, L] -> the pooled token [B, W].
-
-        `argmax` is CLIP's rule: the end token has the largest id, and argmax returns its first position. `eos` looks
-        for the id itself, which is right also where ids were added above it.
-        """
-        if self.text_pool_type in ("argmax", "eos"):
-            end = text.argmax(-1) if self.text_pool_type == "argmax" else (text == self.text_eos_id).int().argmax(-1)
-            return tokens[torch.arange(len(text), device=text.device), end]
+        """Contextual tokens [B, L, W], ids [B, L] -> the pooled token [B, W]."""
+        ends = self.ends(text)
+        if ends is not None:
+            return tokens[torch.arange(len(text), device=text.device), ends]
         if self.text_pool_type == "none":
             return tokens
         return tokens[:, 0] if self.text_pool_type == "first" else tokens[:, -1]

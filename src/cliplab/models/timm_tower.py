@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cliplab.errors import UserError
 from cliplab.models.checkpoints.hub import CONFIG_FILES, WEIGHT_FILES, hub_folder
-from cliplab.models.image_tower import Group, ImageTower, check_format
+from cliplab.models.image_tower import Group, ImageTower, channels_last, check_format
 from cliplab.models.tower_cfg import CLIPVisionCfg, vision_cfg_of
 from cliplab.models.transformer import Indices
 from cliplab.registry import closest
@@ -58,8 +58,8 @@ class TimmTower(ImageTower):
         last = self.trunk.forward_features(self._cast(images))
         tokens = last
         if last.dim() == 4:  # [B, W, h, w], or [B, h, w, W] for the trunks that say so
-            channels_last = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
-            tokens = last.flatten(1, 2) if channels_last else last.flatten(2).transpose(1, 2)
+            is_nhwc = getattr(self.trunk, "output_fmt", "NCHW") == "NHWC"
+            tokens = last.flatten(1, 2) if is_nhwc else last.flatten(2).transpose(1, 2)
         return self.head(self.trunk.forward_head(last)), tokens
 
     def forward_intermediates(
@@ -140,6 +140,8 @@ class TimmTower(ImageTower):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """By the trunk's own method. Raises UserError where it has none."""
+        if not enable and not hasattr(self.trunk, "set_grad_checkpointing"):
+            return
         try:
             self.trunk.set_grad_checkpointing(enable)
         except (AssertionError, AttributeError) as error:
@@ -155,7 +157,7 @@ class TimmTower(ImageTower):
         return resample_abs_pos_embed(stored, new_size=list(grid), num_prefix_tokens=prefix)
 
     def _cast(self, images: Tensor) -> Tensor:
-        return images.to(next(self.trunk.parameters()).dtype)
+        return channels_last(images.to(next(self.trunk.parameters()).dtype))
 
 
 def _trunk(cfg: CLIPVisionCfg, embed_dim: int) -> Any:

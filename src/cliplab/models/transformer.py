@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cliplab.errors import UserError
 from cliplab.models.attention import AttentionMaps, Implementation, attend, attention_weights, causal_mask
+from cliplab.models.fused import linear
+from cliplab.models.ragged import Ragged
 
 Indices = int | Sequence[int] | None
 Layer = Callable[..., nn.Module]
@@ -33,6 +35,8 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape that ends in W."""
+        if input.is_cpu and self.weight.dtype == torch.float32:  # reads half precision as it is, with the same result
+            return super().forward(input)
         return super().forward(input.to(self.weight.dtype)).to(input.dtype)
 
 
@@ -64,20 +68,42 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(
-        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, maps: AttentionMaps | None = None
+        self,
+        x: Tensor,
+        causal: bool = False,
+        mask: Tensor | None = None,
+        maps: AttentionMaps | None = None,
+        ragged: Ragged | None = None,
     ) -> Tensor:
-        """[B, L, W] -> [B, L, W]; `causal`: a token sees itself and those before it; `mask` as in `attend`."""
-        batch, length, width = x.shape
-        packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = packed.view(batch, length, 3, self.heads, width // self.heads).permute(
-            2, 0, 3, 1, 4
-        )  # each [B, H, L, W/H]
+        """[B, L, W] -> [B, L, W]; `causal`: a token sees itself and those before it; `mask` as in `attend`.
+
+        `ragged`: x is what it packed.
+        """
+        q, k, v = self._heads(linear(x, self.in_proj_weight, self.in_proj_bias), ragged)
         if maps is not None:
             maps.append(attention_weights(q, k, mask, causal))
             attended = maps[-1] @ v
         else:
             attended = attend(q, k, v, self.attention_implementation, mask, causal)
-        return self.out_proj(attended.transpose(1, 2).reshape(batch, length, width))
+        joined = attended.transpose(1, 2).flatten(2)
+        return self.out_proj(joined if ragged is None else ragged.pack(joined))
+
+    def attend_from(self, queries: Tensor, x: Tensor, mask: Tensor | None, ragged: Ragged | None) -> Tensor:
+        """One token of each row [B, W] that looks at the tokens x of its row, as in `forward` -> [B, W]."""
+        width = x.shape[-1]
+        q = F.linear(queries, self.in_proj_weight[:width], self.in_proj_bias[:width])
+        k, v = self._heads(F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), ragged)
+        attended = attend(q.unflatten(-1, (self.heads, 1, -1)), k, v, self.attention_implementation, mask)
+        return self.out_proj(attended.flatten(1))
+
+    def _heads(self, packed: Tensor, ragged: Ragged | None) -> tuple[Tensor, ...]:
+        """[B, L, n W] -> n of [B, H, L, W/H]."""
+        padded = packed if ragged is None else ragged.pad(packed)
+        return (
+            padded.unflatten(-1, (-1, self.heads, self.out_proj.in_features // self.heads))
+            .permute(2, 0, 3, 1, 4)
+            .unbind()
+        )
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -103,11 +129,34 @@ class ResidualAttentionBlock(nn.Module):
         self.ls_2 = LayerScale(width, ls_init_value) if ls_init_value is not None else nn.Identity()
 
     def forward(
-        self, x: Tensor, causal: bool = False, mask: Tensor | None = None, maps: AttentionMaps | None = None
+        self,
+        x: Tensor,
+        causal: bool = False,
+        mask: Tensor | None = None,
+        maps: AttentionMaps | None = None,
+        ragged: Ragged | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """[B, L, W] -> [B, L, W]."""
-        x = x + self.ls_1(self.attn(self.ln_1(x), causal, mask, maps))
-        return x + self.ls_2(self.mlp(self.ln_2(x)))
+        """[B, L, W] -> [B, L, W]; with `ragged` what it packed.
+
+        `places` int64 [B]: only these of all tokens, one of each row, are wanted -> [B, W].
+        """
+        normed = self.ln_1(x)
+        if places is None:
+            x = x + self.ls_1(self.attn(normed, causal, mask, maps, ragged))
+        else:
+            x, queries = (t.reshape(-1, t.shape[-1]).index_select(0, places) for t in (x, normed))
+            x = x + self.ls_1(self.attn.attend_from(queries, normed, mask, ragged))
+        return x + self.ls_2(self._mlp(self.ln_2(x)))
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        """`mlp`, its first two layers as one where no hook stands between them."""
+        first, activation, last = self.mlp
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.mlp.modules()):
+            return self.mlp(x)
+        if type(first) is not nn.Linear:  # an adapter in its place
+            return self.mlp(x)
+        return last(linear(x, first.weight, first.bias, activation))
 
 
 class Transformer(nn.Module):
@@ -141,6 +190,28 @@ class Transformer(nn.Module):
         """[B, L, W] -> [B, L, W]; `key_mask` bool [B, L]: True for tokens that may be looked at."""
         return self.forward_intermediates(x, (), False, causal, key_mask, maps)[0]
 
+    @property
+    def must_be_whole(self) -> bool:
+        """Whether all tokens have to be computed: for hooks that expect them, and for a compiled graph of one shape."""
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+        return hooked or torch.compiler.is_compiling()
+
+    def forward_at(self, x: Tensor, places: Tensor, causal: bool = False, ragged: Ragged | None = None) -> Tensor:
+        """The last output of one token of each row, `places` int64 [B] among all tokens: [B, L, W] -> [B, W].
+
+        The last block computes nothing else. A causal token must be the last of its row's in `ragged`.
+        """
+        last = len(self.resblocks) - 1
+        for block in self.resblocks[:last]:
+            x = self._run(block, x, causal, None, None, ragged)
+        mask = ragged.inside[:, None, None] if ragged is not None else None
+        return self._run(self.resblocks[last], x, False, mask, None, ragged, places)
+
+    def _run(self, block: nn.Module, x: Tensor, *rest: Any) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, *rest, use_reentrant=False)  # type: ignore[return-value]
+        return block(x, *rest)
+
     def forward_intermediates(
         self,
         x: Tensor,
@@ -155,10 +226,7 @@ class Transformer(nn.Module):
         mask = _attention_mask(key_mask, causal, x.shape[1])
         intermediates = []
         for index, block in enumerate(self.resblocks):
-            if self.grad_checkpointing and maps is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, causal, mask, use_reentrant=False)  # type: ignore[assignment]
-            else:
-                x = block(x, causal, mask, maps)
+            x = self._run(block, x, causal, mask) if maps is None else block(x, causal, mask, maps)
             if index in taken:
                 intermediates.append(x)
             if stop_early and index == max(taken):

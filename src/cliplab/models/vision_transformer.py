@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cliplab.errors import UserError
@@ -45,12 +46,26 @@ class VisionTransformer(ImageTower):
         self.ln_post = norm(width)
         self.proj: nn.Parameter | None = nn.Parameter(scale * torch.randn(width, embed_dim))
 
+    @property
+    def rows_are_independent(self) -> bool:
+        """As ImageTower says: only patches are ever drawn."""
+        return isinstance(self.patch_dropout, nn.Identity) or not self.training
+
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> the blocks' input [B, 1 + N, W]; training may leave patches out."""
-        x = self.conv1(images.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)  # [B, W, h, w] -> [B, N, W]
+        x = self.patches(images.to(self.conv1.weight.dtype))
         class_token = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([class_token, x], dim=1) + self.positional_embedding.to(x.dtype)
         return self.ln_pre(self.patch_dropout(x))
+
+    def patches(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, N, W]: `conv1` as one product, as its patches don't overlap; a convolution is slower."""
+        (height, width), size = self.grid_size, self.patch_size
+        if images.shape[-2:] != (height * size, width * size) or self.conv1._forward_hooks:
+            return self.conv1(images).flatten(2).transpose(1, 2)  # [B, W, h, w] -> [B, N, W]
+        x = images.unflatten(-1, (width, size)).unflatten(-3, (height, size))  # [B, 3, h, P, w, P]
+        x = x.permute(0, 2, 4, 1, 3, 5).reshape(len(images), height * width, -1)
+        return F.linear(x, self.conv1.weight.flatten(1))
 
     def pool(self, tokens: Tensor) -> Tensor:
         """The blocks' output [B, 1 + N, W] -> pooled [B, W], normed by ln_post."""
@@ -65,7 +80,11 @@ class VisionTransformer(ImageTower):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> features [B, D], not unit length."""
-        return self.project(self.pool(self.transformer(self.embed(images))))
+        x = self.embed(images)
+        if self.pool_type != "tok" or self.transformer.must_be_whole:
+            return self.project(self.pool(self.transformer(x)))
+        class_tokens = torch.arange(len(x), device=x.device) * x.shape[1]
+        return self.project(self.ln_post(self.transformer.forward_at(x, class_tokens)))
 
     def forward_with_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features [B, D] and class and patch tokens after ln_post [B, 1 + N, W]."""

@@ -39,7 +39,7 @@ class RetrievalModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch in the vocabulary of data/datamodule.py -> scalar loss."""
-        query, target = self.model.encode_query(batch["query"]), self.model.encode_target(batch["target"])
+        query, target = self.model.encode_pair(batch["query"], batch["target"])
         same = {"target_id": batch["target_id"]} if self.positives else {}
         loss = self.loss(query, target, self.model.scale, self.model.score, **same)
         if not torch.isfinite(loss):
