@@ -43,7 +43,10 @@ class ComposedRetriever(nn.Module):
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
     def encode_query(self, query: Mapping[str, Tensor]) -> Tensor:
-        """`{image? [B, 3, H, W], text? [B, L]}` -> unit queries [B, D], or [B, P, D] of a composer that scores."""
+        """`{image? [B, 3, H, W], text? [B, L]}` -> unit queries [B, D], or [B, P, D] of a composer that scores.
+
+        `image_features` and `text_features` [B, D] may stand for what a frozen tower would give.
+        """
         return self.encode_queries(query, {"": self.composer})[""]
 
     def encode_queries(
@@ -53,24 +56,33 @@ class ComposedRetriever(nn.Module):
         if len(query) == 1:
             feature = self.encode_target(query)
             return dict.fromkeys(composers, feature)
-        images = self.normalize(query["image"])
         wanted = {name for composer in composers.values() if composer for name in composer.inputs}
         extra: dict[str, object] = {}
         if "image_tokens" in wanted:
+            images = self.normalize(query["image"])
             reference, extra["image_tokens"] = self.clip.visual.forward_with_tokens(images)
         else:
-            reference = self.clip.encode_image(images)
+            reference = self.image_features(query)
         if "text_tower" in wanted:
             extra |= {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
-        text = self.clip.encode_text(query["text"])
+        text = self.text_features(query)
         assert None not in composers.values(), "a query of image and text needs a composer"
         return {name: composer.compose(reference, text, **extra) for name, composer in composers.items() if composer}
 
     def encode_target(self, target: Mapping[str, Tensor]) -> Tensor:
-        """`{image}` or `{text}` -> unit features [B, D]."""
-        if "image" in target:
-            return unit(self.clip.encode_image(self.normalize(target["image"])))
-        return unit(self.clip.encode_text(target["text"]))
+        """`{image}` or `{text}`, or features of one -> unit features [B, D]."""
+        is_image = "image" in target or "image_features" in target
+        return unit(self.image_features(target) if is_image else self.text_features(target))
+
+    def image_features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """`{image}` or what a frozen tower gave for it, `{image_features}` -> features [B, D], not unit length."""
+        if "image_features" in inputs:
+            return inputs["image_features"]
+        return self.clip.encode_image(self.normalize(inputs["image"]))
+
+    def text_features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """`{text}` or `{text_features}` -> features [B, D], not unit length."""
+        return inputs["text_features"] if "text_features" in inputs else self.clip.encode_text(inputs["text"])
 
     def score(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Queries, unit gallery [G, D] -> scores_qg [Q, G]: the composer's own, or cosine."""
@@ -102,6 +114,8 @@ class ComposedRetriever(nn.Module):
         """Stop the gradients of `parts`, which then stay in evaluation mode; a fixed scale freezes the temperature."""
         frozen = {*parts, "temperature"} if self.fixed_scale is not None else set(parts)
         modules = {"image_encoder": self.clip.visual, "composer": self.composer}
+        if self.clip.text_tower is not self.clip:  # else it is the whole model, and text at the root has no dropout
+            modules["text_encoder"] = self.clip.text_tower
         for part in frozen:
             for parameter in self.part_parameters()[part]:
                 parameter.requires_grad_(False)
