@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row, in_new_process, machine
 
-SCRIPTS = ("ranking",)
+SCRIPTS = ("ranking", "composer_epoch")
 RESULTS = Path(__file__).parent / "RESULTS.md"
 HEADER = """# Measured
 
