@@ -1,9 +1,10 @@
 """A Combiner on frozen towers: an epoch over cached features beside one that encodes at every step.
 
 python -m benchmarks.composer_epoch [TRIPLETS BATCH]: 18,000 triplets in batches of 4,096 unless given.
-ViT-B-32 with random weights, projection 2,048, hidden 4,096. Ours is the training step of a run: Trainer, loader over a
-feature store on disk, clipping, AdamW and its schedule. The other side is stage 2 as CLIP4Cir does it, rewritten: open_clip's
-towers without gradient, then the same step; measured on a part of a batch and projected; decoding pictures is left out of it.
+ViT-B-32 with random weights, projection 2,048, hidden 4,096. Ours is an epoch of a run: Trainer, loader over a feature
+store on disk, clipping, the optimiser of training/optim.py. The other side is stage 2 as CLIP4Cir does it, rewritten:
+open_clip's towers without gradient, then our step; the towers are timed on a few triplets and projected, and decoding
+pictures is left out of it.
 """
 
 import sys
@@ -36,7 +37,8 @@ from cliplab.training.feature_cache import FeatureCache
 from cliplab.training.feature_store import FeatureStore
 from cliplab.training.module import RetrievalModule
 
-WIDTH, PROJECTION, HIDDEN, PART = 512, 2048, 4096, 32
+WIDTH, PROJECTION, HIDDEN, PART = 512, 2048, 4096, 16
+ROUNDS = 3
 FLOORS = {"32-true": 80.0, "bf16-mixed": 150.0}
 
 
@@ -168,7 +170,7 @@ def main(arguments: list[str]) -> None:
                     "bare products": products(batch, steps, precision),
                     "encoding": encoding(PART, precision),
                 }
-                timings = interleave(sides, rounds=3)
+                timings = interleave(sides, ROUNDS)
                 rows += rows_of(timings, steps * batch, precision, dropout, batch)
     show(rows, "composer_epoch")
 
