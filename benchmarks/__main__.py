@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure import Row, in_new_process, machine
 
-SCRIPTS = ("train_step", "encode", "image_pipeline", "ranking", "memory", "startup", "growth")
+SCRIPTS = ("train_step", "encode", "image_pipeline", "composer_epoch", "ranking", "memory", "startup", "growth")
 RESULTS = Path(__file__).parent / "RESULTS.md"
 HEADER = """# Measured
 

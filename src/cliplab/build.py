@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cliplab.config import Config
@@ -19,21 +20,20 @@ from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.data.karpathy import Karpathy
 from cliplab.errors import UserError
-from cliplab.evaluation.metrics import metric_names
 from cliplab.losses import LOSS_INPUTS, LOSSES
 from cliplab.models.attention import set_attention
 from cliplab.models.composed import PARTS, ComposedRetriever
 from cliplab.models.composers import COMPOSERS
 from cliplab.pretrained import build as build_dual_encoder
 from cliplab.pretrained import build_towers, tokenizer_of
-from cliplab.ranges import check_ranges
+from cliplab.ranges import check_monitor, check_ranges
 from cliplab.registry import build_part, check_part, closest, lookup
 from cliplab.sources import Source, check_source, find_source, overridden
 
 if TYPE_CHECKING:
     import lightning as L
 
-    from cliplab.benchmark import Benchmark, Protocol
+    from cliplab.benchmark import Protocol
     from cliplab.data.datamodule import RetrievalDataModule
     from cliplab.data.dataset import RetrievalDataset
     from cliplab.run import RunDirectory
@@ -59,7 +59,7 @@ def check(config: Config, train: bool = True, from_checkpoint: bool = False) -> 
     if config.linear_probe and isinstance(dataset, ImageFolderDataset):
         dataset.check_probe()
     if train:
-        _check_monitor(config, dataset.benchmarks(protocol, "val"), protocol)
+        check_monitor(config, dataset.benchmarks(protocol, "val"), protocol)
     if not from_checkpoint:
         check_source(config.model.arch, config.model.weights)
     return dataset
@@ -160,9 +160,9 @@ class BuiltFrom:
 
 
 def build_datamodule(
-    config: Config, dataset: RetrievalDataset, model: ComposedRetriever, built_from: BuiltFrom
+    config: Config, dataset: RetrievalDataset, model: ComposedRetriever, built_from: BuiltFrom, train: bool = True
 ) -> RetrievalDataModule:
-    """The loaders of a checked data set."""
+    """The loaders of a checked data set; what stays as it is while a model is trained, or tested, may come cached."""
     from cliplab.data.datamodule import RetrievalDataModule
 
     if dataset.stand_ins:
@@ -173,7 +173,7 @@ def build_datamodule(
     if any(empty.values()):
         log.info("empty captions, kept as they are: %s", empty)
     data = config.data
-    return RetrievalDataModule(
+    datamodule = RetrievalDataModule(
         dataset,
         build_protocol(config),
         Preprocess(**built_from.preprocess),
@@ -188,6 +188,16 @@ def build_datamodule(
         flip=data.flip,
         image_backend=data.image_backend,
     )
+    towers = [each for each in ("image", "text") if not train or f"{each}_encoder" in config.model.freeze]
+    if data.feature_cache is not None and towers:
+        from cliplab.training.feature_cache import FeatureCache
+
+        is_asked = data.feature_cache != "auto"
+        folder = Path(data.feature_cache) if is_asked else Path(config.output_dir) / "feature_cache"
+        precision = (config.trainer.precision, config.trainer.matmul_precision, config.model.attention)
+        loading = {"batch_size": data.eval_batch_size, "num_workers": data.num_workers, "is_asked": is_asked}
+        datamodule.features = FeatureCache(folder, model, datamodule.transform, precision, towers, **loading)
+    return datamodule
 
 
 def build_module(config: Config, model: ComposedRetriever, built_from: BuiltFrom) -> RetrievalModule:
@@ -277,15 +287,3 @@ def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
         )
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer: {error}") from error
-
-
-def _check_monitor(config: Config, benchmarks: list[Benchmark], protocol: Protocol) -> None:
-    kinds = metric_names(protocol.recall_at, protocol.subset_at, protocol.map_at)
-    kinds += ["Avg"] if {"R@5", "Rsubset@1"} <= set(kinds) else []
-    names = [f"val/{d.name}/{kind}" for benchmark in benchmarks for d in benchmark.directions for kind in kinds]
-    names += [f"val/mean/{kind}" for kind in kinds]
-    names += ["val/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) and not protocol.map_at else []
-    if config.trainer.monitor not in names:
-        raise UserError(
-            f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}"
-        )

@@ -61,6 +61,9 @@ class DataConfig:
     pad: str = "none"  # none, square, target (pads to an aspect ratio of at most 1.25, CLIP4Cir)
     crop_scale: float = 1.0  # smallest area share of a random resized crop in training; 1 = the evaluation crop
     flip: bool = False  # random horizontal flip in training; wrong where captions say left or right
+    feature_cache: str | None = (
+        "auto"  # folder of the features of frozen towers; auto: OUTPUT_DIR/feature_cache; null: none
+    )
     image_backend: str = "exact"  # exact: Pillow's bits; fast: torch's, twice as fast, at most 2 grey levels apart
 
 

@@ -64,7 +64,7 @@ def evaluate(config: Config, dataset: RetrievalDataset, checkpoint: Path | None,
     module = build.build_module(config, model, built_from)
     if stored is not None:
         load_strictly(module, stored["state_dict"], str(checkpoint))
-    datamodule = build.build_datamodule(config, dataset, model, built_from)
+    datamodule = build.build_datamodule(config, dataset, model, built_from, train=False)
     run = RunDirectory(evaluation_folder(config, datamodule.protocol.name, checkpoint))
     trainer = build.build_evaluator(config, run)
     seconds = {"set-up": time.perf_counter() - started}

@@ -4,8 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from cliplab.benchmark import Benchmark, Protocol
 from cliplab.config import Config
 from cliplab.errors import UserError
+from cliplab.evaluation.metrics import metric_names
+from cliplab.registry import closest
 
 
 def check_ranges(config: Config) -> None:
@@ -20,6 +23,19 @@ def check_ranges(config: Config) -> None:
     if every % validated:
         validation = f"trainer.check_val_every_n_epoch={validated}"
         raise UserError(f"zero_shot.every_n_epochs must be a multiple of {validation}, got {every}")
+
+
+def check_monitor(config: Config, benchmarks: list[Benchmark], protocol: Protocol) -> None:
+    """Raise UserError unless `trainer.monitor` is a metric of the validation, naming the closest one."""
+    kinds = metric_names(protocol.recall_at, protocol.subset_at, protocol.map_at)
+    kinds += ["Avg"] if {"R@5", "Rsubset@1"} <= set(kinds) else []
+    names = [f"val/{d.name}/{kind}" for benchmark in benchmarks for d in benchmark.directions for kind in kinds]
+    names += [f"val/mean/{kind}" for kind in kinds]
+    names += ["val/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) and not protocol.map_at else []
+    if config.trainer.monitor not in names:
+        raise UserError(
+            f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}"
+        )
 
 
 def _between(low: float, high: float = math.inf, open_low: bool = False) -> Callable[[float], bool]:

@@ -23,7 +23,15 @@ from cliplab.models.checkpoints.torch_file import read_torch_file
 log = logging.getLogger(__name__)
 
 # Keys that may change when a run is continued: they say how and how long, not what.
-_FREE_KEYS = {"resume", "debug", "output_dir", "trainer.max_epochs", "trainer.max_steps", "data.num_workers"}
+_FREE_KEYS = {
+    "resume",
+    "debug",
+    "output_dir",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "data.num_workers",
+    "data.feature_cache",
+}
 
 
 @dataclass(frozen=True)

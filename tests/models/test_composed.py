@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cliplab.losses.info_nce import info_nce
-from cliplab.models.clip import CLIP
+from cliplab.models.clip import CLIP, CustomTextCLIP
 from cliplab.models.composed import PARTS, ComposedRetriever
 from cliplab.models.composers import COMPOSERS, Artemis, Combiner, Composer, ImageOnly, Sum, TextOnly
 from cliplab.registry import build_part
@@ -224,3 +224,18 @@ def test_the_state_dict_holds_the_towers_under_clip() -> None:
     clip = {f"clip.{key}" for key in model.clip.state_dict()}
     composer = {f"composer.{key}" for key in model.composer.state_dict()}
     assert model.state_dict().keys() == clip | composer
+
+
+def test_features_may_stand_for_inputs() -> None:
+    model, query = make_model(Sum()), make_query()
+    given = {"image_features": model.image_features(query), "text_features": model.text_features(query)}
+    assert torch.equal(model.encode_query(given), model.encode_query(query))
+    for name, feature in given.items():
+        assert torch.equal(model.encode_target({name: feature}), F.normalize(feature, dim=-1))
+
+
+def test_a_frozen_text_tower_of_its_own_keeps_evaluating() -> None:
+    model = ComposedRetriever(CustomTextCLIP(D, VISION, TEXT), Sum(), MEAN, STD)
+    model.freeze(["text_encoder"])
+    model.train()
+    assert not model.clip.text_tower.training and model.clip.visual.training

@@ -3,21 +3,23 @@
 Batch: {query: {image?, text?}, target: {image? | text?}, row_id, query_id, target_id, reference_id}; images
 [B, 3, H, W] uint8, text [B, L] and ids [B] int64. Evaluation loaders give queries (no target) and gallery rows (no
 query).
+
+What a feature cache holds of a batch stands as `image_row` or `text_row` [B] int64 in place of `image` or `text`, from
+the loader to the device; there it becomes `image_features` or `text_features` [B, D], what the frozen tower gave.
 """
 
 import copy
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.utils import data
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from cliplab.benchmark import Benchmark, Protocol
@@ -29,58 +31,20 @@ from cliplab.data.fashioniq import FashionIQ
 from cliplab.data.flickr30k import Flickr8k, Flickr30k
 from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.data.karpathy import Karpathy
+from cliplab.data.rows import (
+    EvalRows,
+    FeatureSource,
+    Tokenize,
+    TrainRows,
+    cached_rows,
+    evaluation_columns,
+    training_columns,
+)
 from cliplab.data.samplers import EpochSampler, SeparateSampler
 from cliplab.errors import UserError
 from cliplab.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-Tokenize = Callable[[str], Tensor]
-
-
-class TrainRows(data.Dataset):
-    """The training table as samples in the batch vocabulary."""
-
-    def __init__(self, table: Dataset, transform: ImageTransform, tokenize: Tokenize, seed: int) -> None:
-        self.table, self.transform, self.tokenize, self.seed = table, transform, tokenize, seed
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        row_id, epoch = key
-        row = self.table[row_id]
-        generator = np.random.default_rng((self.seed, epoch, row_id))
-        text = row["texts"][generator.integers(len(row["texts"]))]
-        query: dict[str, Tensor] = {"text": self.tokenize(text)[0]}
-        if row["reference"] is not None:
-            query["image"] = self.transform(row["reference"], generator)
-        target = {"image": self.transform(row["target"], generator)}
-        ids = {"row_id": row_id, "query_id": row_id, "target_id": row["target_id"], "reference_id": row["reference_id"]}
-        return {"query": query, "target": target, **ids}
-
-
-class EvalRows(data.Dataset):
-    """The queries or the gallery of a benchmark as samples in the batch vocabulary."""
-
-    def __init__(self, table: Dataset, role: str, transform: ImageTransform, tokenize: Tokenize) -> None:
-        self.table, self.role, self.transform, self.tokenize = table, role, transform, tokenize
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, row_id: int) -> dict[str, Any]:
-        row = self.table[row_id]
-        inputs: dict[str, Tensor] = {}
-        if row["image"] is not None:
-            inputs["image"] = self.transform(row["image"])
-        if row["text"] is not None:
-            inputs["text"] = self.tokenize(row["text"])[0]
-        if self.role == "query":
-            ids = {"query_id": row["query_id"], "reference_id": row["reference_id"]}
-        else:
-            ids = {"target_id": row_id}
-        return {self.role: inputs, "row_id": row_id, **ids}
 
 
 class RetrievalDataModule(L.LightningDataModule):
@@ -116,6 +80,7 @@ class RetrievalDataModule(L.LightningDataModule):
             num_workers,
             seed,
         )
+        self.features: FeatureSource | None = None
         self._benchmarks: dict[str, list[Benchmark]] = {}
 
     def prepare_data(self) -> None:
@@ -133,7 +98,9 @@ class RetrievalDataModule(L.LightningDataModule):
 
         With `separate` no target is twice in a global batch; what finds no place is left out of the epoch and logged.
         """
-        rows = TrainRows(self.dataset.train_table(self.protocol), self.transform, self.tokenize, self.seed)
+        table = self.dataset.train_table(self.protocol)
+        cached = cached_rows(self.features, training_columns(table), self._loads(), self.trainer, training=True)
+        rows = TrainRows(table, self.transform, self.tokenize, self.seed, cached)
         replicas, rank = self._processes()
         if not len(rows):
             raise UserError(
@@ -163,19 +130,29 @@ class RetrievalDataModule(L.LightningDataModule):
     def eval_dataloaders(self, split: str) -> list[DataLoader]:
         """[queries, gallery] of each benchmark, in order."""
         replicas, rank = self._processes()
+        pairs = [(("query", each.queries), ("target", each.gallery)) for each in self.benchmarks(split)]
+        tables = list(itertools.chain.from_iterable(pairs))
+        cached = cached_rows(self.features, evaluation_columns(tables), self._loads(), self.trainer)
         loaders = []
-        for benchmark in self.benchmarks(split):
-            for role, table in (("query", benchmark.queries), ("target", benchmark.gallery)):
-                rows = EvalRows(table, role, self.transform, self.tokenize)
-                sampler = DistributedSampler(rows, replicas, rank, shuffle=False)  # repeats rows to even the processes
-                loaders.append(self._loader(rows, self.eval_batch_size, sampler))
+        for number, (role, table) in enumerate(tables):
+            own = {modality: rows for (of, modality), rows in cached.items() if of == number}
+            rows = EvalRows(table, role, self.transform, self.tokenize, own)
+            sampler = DistributedSampler(rows, replicas, rank, shuffle=False)  # repeats rows to even the processes
+            loaders.append(self._loader(rows, self.eval_batch_size, sampler))
         return loaders
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Cached features in place of their rows."""
+        return batch if self.features is None else self.features.look_up(batch)
 
     def beside(self, dataset: RetrievalDataset, protocol: Protocol) -> "RetrievalDataModule":
         """The same loaders over another data set."""
         other = copy.copy(self)
         other.dataset, other.protocol, other._benchmarks = dataset, protocol, {}
         return other
+
+    def _loads(self) -> dict[str, Callable[[str], Tensor]]:
+        return {"image": self.transform, "text": lambda text: self.tokenize(text)[0]}
 
     def _processes(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -189,10 +166,15 @@ class RetrievalDataModule(L.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             drop_last=drop_last,
-            collate_fn=default_collate,
+            collate_fn=_as_it_is,
             persistent_workers=drop_last and self.num_workers > 0,  # only the training loader outlives its epoch
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """The rows make whole batches."""
+    return batch
 
 
 class FashionIQDataModule(RetrievalDataModule):

@@ -50,7 +50,10 @@ class ComposedRetriever(nn.Module):
         return normalized(images, self.mean, self.std)
 
     def encode_query(self, query: Mapping[str, Tensor]) -> Tensor:
-        """`{image? [B, 3, H, W], text? [B, L]}` -> unit queries [B, D], or [B, P, D] of a composer that scores."""
+        """`{image? [B, 3, H, W], text? [B, L]}` -> unit queries [B, D], or [B, P, D] of a composer that scores.
+
+        `image_features` and `text_features` [B, D] may stand for what a frozen tower would give.
+        """
         return self.encode_queries(query, {"": self.composer})[""]
 
     def encode_queries(
@@ -66,43 +69,50 @@ class ComposedRetriever(nn.Module):
             encode = self.clip.visual.forward_with_tokens
             reference, extra["image_tokens"] = self._in_chunks(query["image"], encode)
         else:
-            reference = self._images(query["image"])
+            reference = self.image_features(query)
         if "text_tower" in wanted:
             extra |= {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
-        text = self._text(query["text"])
+        text = self.text_features(query)
         assert None not in composers.values(), "a query of image and text needs a composer"
         return {name: composer.compose(reference, text, **extra) for name, composer in composers.items() if composer}
 
     def encode_target(self, target: Mapping[str, Tensor]) -> Tensor:
-        """`{image}` or `{text}` -> unit features [B, D]."""
-        if "image" in target:
-            return unit(self._images(target["image"]))
-        return unit(self._text(target["text"]))
+        """`{image}` or `{text}`, or features of one -> unit features [B, D]."""
+        is_image = "image" in target or "image_features" in target
+        return unit(self.image_features(target) if is_image else self.text_features(target))
 
     def encode_pair(self, query: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """`encode_query` and `encode_target`; images that are on both sides are encoded once."""
         together = self.composer is not None and "image_tokens" not in self.composer.inputs
-        if not (together and len(query) == 2 and "image" in target and self.clip.visual.rows_are_independent):
+        both = "image" in query and "image" in target and len(query) == 2
+        if not (together and both and self.clip.visual.rows_are_independent):
             return self.encode_query(query), self.encode_target(target)
         assert self.composer is not None
         images = self._images(torch.cat([query["image"], target["image"]]))
         reference, encoded = images.tensor_split([len(query["image"])])
-        extra = {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
+        extra = {"text_tower": self.clip.text_tower, "token_ids": query.get("text")}
         extra = extra if "text_tower" in self.composer.inputs else {}
-        return self.composer.compose(reference, self._text(query["text"]), **extra), unit(encoded)
+        return self.composer.compose(reference, self.text_features(query), **extra), unit(encoded)
+
+    def image_features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """`{image}` or what a frozen tower gave for it, `{image_features}` -> features [B, D], not unit length."""
+        return inputs["image_features"] if "image_features" in inputs else self._images(inputs["image"])
+
+    def text_features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """`{text}` or `{text_features}` -> features [B, D], not unit length."""
+        return inputs["text_features"] if "text_features" in inputs else self._texts(inputs["text"])
 
     def _images(self, images: Tensor) -> Tensor:
         """Uint8 images [B, 3, H, W] -> features [B, D]; equal ones are encoded once."""
-        return (
-            encode_once(self._in_chunks, images) if self.clip.visual.rows_are_independent else self._in_chunks(images)
-        )
+        alone = self.clip.visual.rows_are_independent
+        return encode_once(self._in_chunks, images) if alone else self._in_chunks(images)
 
     def _in_chunks(self, images: Tensor, encode: Callable[[Tensor], Any] | None = None) -> Any:
         """Uint8 images [B, 3, H, W] -> features [B, D], or what `encode` makes of normalised images."""
         encode = encode or self.clip.encode_image
         return encode_in_chunks(lambda part: encode(self.normalize(part)), images, self.chunk_size)
 
-    def _text(self, text: Tensor) -> Tensor:
+    def _texts(self, text: Tensor) -> Tensor:
         """Ids [B, L] -> features [B, D]; equal ones are encoded once."""
         tower = self.clip.text_tower
         encode = partial(encode_in_chunks, tower.forward_text, size=self.chunk_size)
@@ -143,6 +153,8 @@ class ComposedRetriever(nn.Module):
         """Stop the gradients of `parts`, which then stay in evaluation mode; a fixed scale freezes the temperature."""
         frozen = {*parts, "temperature"} if self.fixed_scale is not None else set(parts)
         modules = {"image_encoder": self.clip.visual, "composer": self.composer}
+        if self.clip.text_tower is not self.clip:  # else it is the whole model, and text at the root has no dropout
+            modules["text_encoder"] = self.clip.text_tower
         for part in frozen:
             for parameter in self.part_parameters()[part]:
                 parameter.requires_grad_(False)

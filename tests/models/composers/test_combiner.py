@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from cliplab.models.composers.combiner import Combiner
+from cliplab.models.dropout import Dropout
 
 D, P, H = 6, 10, 14
 
@@ -66,4 +67,4 @@ def test_the_papers_sizes_are_the_defaults() -> None:
         "mixture.0.weight": (5120, 5120),
         "mixture.3.weight": (1, 5120),
     }
-    assert [m.p for m in combiner.modules() if isinstance(m, nn.Dropout)] == [0.5] * 4
+    assert [m.p for m in combiner.modules() if isinstance(m, Dropout)] == [0.5] * 4

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cliplab.errors import UserError
 from cliplab.models.composers.composer import Composer, unit
+from cliplab.models.dropout import Dropout
 
 
 class Combiner(Composer):
@@ -34,13 +35,13 @@ class Combiner(Composer):
                 "composer 'combiner' needs projection_dim and hidden_dim of 1 or more and dropout in [0, 1], got "
                 f"{projection}, {hidden}, {dropout}"
             )
-        self.text_projection = nn.Sequential(nn.Linear(embed_dim, projection), nn.ReLU(), nn.Dropout(dropout))
-        self.image_projection = nn.Sequential(nn.Linear(embed_dim, projection), nn.ReLU(), nn.Dropout(dropout))
+        self.text_projection = nn.Sequential(nn.Linear(embed_dim, projection), nn.ReLU(), Dropout(dropout))
+        self.image_projection = nn.Sequential(nn.Linear(embed_dim, projection), nn.ReLU(), Dropout(dropout))
         self.residual = nn.Sequential(
-            nn.Linear(2 * projection, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, embed_dim)
+            nn.Linear(2 * projection, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, embed_dim)
         )
         self.mixture = nn.Sequential(
-            nn.Linear(2 * projection, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 1), nn.Sigmoid()
+            nn.Linear(2 * projection, hidden), nn.ReLU(), Dropout(dropout), nn.Linear(hidden, 1), nn.Sigmoid()
         )
 
     def compose(self, reference: Tensor, text: Tensor, **extra: Any) -> Tensor:
