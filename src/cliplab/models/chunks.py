@@ -5,6 +5,7 @@ pass (GradCache, Gao et al., 2021, by activation checkpointing: no second optimi
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,12 @@ from torch.utils.checkpoint import checkpoint
 
 from cliplab.errors import UserError
 
-Outputs = Tensor | tuple[Tensor, ...]
 
+def encode_in_chunks(encode: Callable[[Tensor], Any], inputs: Tensor, size: int | None) -> Any:
+    """encode(inputs [B, ...]), a tensor or several, in chunks of `size` where gradients are computed.
 
-def encode_in_chunks(encode: Callable[[Tensor], Outputs], inputs: Tensor, size: int | None) -> Outputs:
-    """encode(inputs [B, ...]), in chunks of `size` where gradients are computed; dropout is replayed."""
+    Dropout is replayed.
+    """
     if size is None or len(inputs) <= size or not torch.is_grad_enabled():
         return encode(inputs)
     parts = [checkpoint(encode, part, use_reentrant=False) for part in inputs.split(size)]
