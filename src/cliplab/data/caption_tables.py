@@ -94,7 +94,7 @@ def _broken_line(path: Path) -> tuple[int, str]:
             try:
                 json.loads(line.strip() or "null")
             except (ValueError, RecursionError) as error:
-                place = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+                place = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
                 return number, f"{getattr(error, 'msg', error)}{place}"
     return 0, ""
 
