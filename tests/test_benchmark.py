@@ -125,7 +125,7 @@ def test_recalls_are_at_one_or_more(recall_at: list[int]) -> None:
 def test_map_and_subset_recall_are_at_one_or_more_or_not_at_all(option: str) -> None:
     assert getattr(make_protocol({"name": "val", option: [5, 10]}), option) == (5, 10)
     assert make_protocol({"name": "val", option: []}) == make_protocol({"name": "val"})
-    with pytest.raises(UserError, match=f"{option} must name ranks of 1 or more, got \\[0\\]"):
+    with pytest.raises(UserError, match=f"{option} must name ranks from 1 to 2147483647, got \\[0\\]"):
         make_protocol({"name": "val", option: [0]})
 
 
@@ -167,11 +167,20 @@ def test_directions_are_the_benchmark_and_its_transpose() -> None:
     assert both.directions == (both, other)
 
 
+@pytest.mark.parametrize("option", ["recall_at", "map_at", "subset_at"])
+def test_ranks_that_no_tensor_holds(option: str) -> None:
+    assert getattr(make_protocol({"name": "clip4cir", option: [2**31 - 1]}), option) == (2**31 - 1,)
+    with pytest.raises(UserError, match=f"{option} must name ranks from 1 to 2147483647, got .99999999999999999999"):
+        make_protocol({"name": "clip4cir", option: [99999999999999999999]})
+    with pytest.raises(UserError, match="captions_per_image must be from 1 to 2147483647, got 2147483648"):
+        make_protocol({"name": "clip_benchmark", "captions_per_image": 2**31})
+
+
 def test_captions_per_image_are_one_or_more() -> None:
     found = make_protocol({"name": "clip_benchmark", "captions_per_image": 5})
     assert (found.captions_per_image, found.name) == (5, "clip_benchmark (captions_per_image=5)")
     assert make_protocol({"name": "clip_benchmark", "captions_per_image": None}).name == "clip_benchmark"
-    with pytest.raises(UserError, match="'clip_benchmark': captions_per_image must be 1 or more, got 0"):
+    with pytest.raises(UserError, match="'clip_benchmark': captions_per_image must be from 1 to 2147483647, got 0"):
         make_protocol({"name": "clip_benchmark", "captions_per_image": 0})
 
 

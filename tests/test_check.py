@@ -85,21 +85,35 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert unusable.returncode == 2 and unusable.stderr.startswith("error: ") and "Traceback" not in unusable.stderr
 
 
-def test_a_failure_of_the_check_is_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_picture(tmp_path / "data" / "hat" / "0.png", seed=1)
-    file = tmp_path / "c.yaml"
-    file.write_text(f"data: {{name: image_folder, root: {tmp_path / 'data'}}}\noutput_dir: {tmp_path / 'blocked'}\n")
-    (tmp_path / "blocked").write_text("a file where the folder of the findings belongs")
-    failed = run("--config", str(file))
-    assert failed.returncode == 2 and "the check itself failed" in failed.stderr and "Traceback" in failed.stderr
+def test_a_failure_of_the_check_is_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"data: {{name: image_folder, root: {tmp_path}}}\n")
 
     def crash(*_: object) -> None:
         raise KeyError("unforeseen")
 
     monkeypatch.setattr(check, "check_data", crash)
+    monkeypatch.setattr(check.log.parent, "propagate", True)
     with pytest.raises(SystemExit) as left:
-        check.main(["--config", str(file)])
+        check.main(["--config", str(tmp_path / "c.yaml")])
     assert left.value.code == 2
+    assert "the check itself failed" in caplog.text and "KeyError: 'unforeseen'" in caplog.text
+
+
+def test_where_nothing_can_be_written_nothing_is_read(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "c.yaml").write_text(f"data: {{name: cirr, root: {root}}}\nmodel: {{composer: sum}}\n")
+    given = ["--config", str(tmp_path / "c.yaml")]
+    (tmp_path / "blocked").write_text("a file where the folder of the findings belongs")
+    monkeypatch.setattr(check, "check_data", lambda config: pytest.fail("it was read"))
+    with pytest.raises(UserError, match=f"^output_dir={tmp_path / 'blocked'} .*{tmp_path / 'blocked'} is a file"):
+        check.main([*given, f"output_dir={tmp_path / 'blocked'}"])
+    monkeypatch.setattr(check, "check_data", lambda config: Findings({}, None))
+    (tmp_path / "out" / "check-c.json").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"^output_dir={tmp_path / 'out'}: can't write .*check-c.json"):
+        check.main([*given, f"output_dir={tmp_path / 'out'}"])
 
 
 def test_an_unknown_option_is_the_users_error(root: Path) -> None:

@@ -144,6 +144,7 @@ CIRCO_PROTOCOLS: dict[str, Protocol] = {
 }
 
 
+MOST = 2**31 - 1  # of ranks and captions: no gallery is larger, and tensors hold it
 FIELDS = tuple(item.name for item in fields(Protocol) if item.name not in ("name", "hit"))
 
 
@@ -174,11 +175,11 @@ def make_protocol(
         )
     for key in ("recall_at", "map_at", "subset_at"):
         ranks = differing.get(key, (1,))
-        if any(k < 1 for k in ranks) or (not ranks and key == "recall_at"):
-            raise UserError(f"protocol '{name}': {key} must name ranks of 1 or more, got {part[key]}")
+        if not all(1 <= k <= MOST for k in ranks) or (not ranks and key == "recall_at"):
+            raise UserError(f"protocol '{name}': {key} must name ranks from 1 to {MOST}, got {part[key]}")
     per_image = part.get("captions_per_image")
-    if per_image is not None and per_image < 1:
-        raise UserError(f"protocol '{name}': captions_per_image must be 1 or more, got {per_image}")
+    if per_image is not None and not 1 <= per_image <= MOST:
+        raise UserError(f"protocol '{name}': captions_per_image must be from 1 to {MOST}, got {per_image}")
     if re.findall(r"\{.*?\}|[{}]", str(differing.get("prompt", "{}"))) != ["{}"]:
         raise UserError(f"protocol '{name}': prompt must hold {{}} once, where the text goes, got '{part['prompt']}'")
     join = differing.get("caption_join", base.caption_join)

@@ -25,6 +25,7 @@ from cliplab.data.dataset import RetrievalDataset
 from cliplab.data.images import read_image
 from cliplab.errors import UserError, message_of
 from cliplab.published import Edition, published_counts
+from cliplab.run import run_directory
 
 log = logging.getLogger("cliplab.check")  # the module's own name is __main__ where it is run
 THREADS = 8  # Pillow decodes outside the interpreter's lock
@@ -167,6 +168,7 @@ def tell(arguments: Sequence[str]) -> Findings:
     if given.config is None:
         raise UserError("cliplab.check needs --config FILE")
     config = load_config(given.config, given.overrides)
+    run_directory(config)  # what can't be written is told before everything is read
     found = check_data(config)
     console = report.console()
     console.print(counts_table(found, f"{config.data.name} in {config.data.root}"))
@@ -177,10 +179,13 @@ def tell(arguments: Sequence[str]) -> Findings:
         for line in lines[:LISTED]:
             console.print(f"  {line}", highlight=False, markup=False)
     path = Path(config.output_dir) / f"check-{config.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {"counts": found.counts, "differing": found.differing(), "pictures": found.pictures}
     content |= {"missing": found.missing, "unreadable": found.unreadable, "duplicates": found.duplicates}
-    path.write_text(json.dumps(content | {"manifest_hash": found.manifest_hash}, indent=2) + "\n", encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content | {"manifest_hash": found.manifest_hash}, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"output_dir={config.output_dir}: can't write {path}: {error}") from error
     console.print(
         f"{found.pictures:,} pictures read; manifest {found.manifest_hash}; all of it in {path}", highlight=False
     )

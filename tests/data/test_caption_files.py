@@ -250,3 +250,25 @@ def test_files_are_found_by_form_in_the_root_and_in_annotations(tmp_path: Path) 
     both = find_files(tmp_path, patterns_of("*"))["Karpathy's JSON"]
     assert [path.name for path in both] == ["dataset_coco.json.gz", "dataset_flickr30k.json"]
     assert find_files(tmp_path / "nowhere", patterns_of("*")) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "dataset_tiny.json",
+            {"images": [{"filename": "", "split": "test", "sentences": [{"raw": "a"}]}]},
+            "image 0: 'filename' must be the name of a file, found ''",
+        ),
+        (
+            "captions_val2017.json",
+            {"images": [{"id": 1, "file_name": "val2017/"}], "annotations": [{"image_id": 1, "caption": "a"}]},
+            "image 0: 'file_name' must be the name of a file, found 'val2017/'",
+        ),
+        ("coco_karpathy_test.json", [{"image": "", "caption": ["a"]}], "record 0: 'image' must be the name of a file"),
+    ],
+)
+def test_an_empty_file_name_is_named(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    write_json(tmp_path / name, content)
+    with pytest.raises(UserError, match=f"^{tmp_path / name}: {message}"):
+        read_captions(tmp_path / name)

@@ -1,4 +1,5 @@
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,31 @@ def test_a_broken_or_unknown_source_is_one_message(tmp_path: Path, monkeypatch: 
         "cliplab.data.caption_tables.load_dataset", lambda name: DatasetDict(test=Dataset.from_dict({}))
     )
     assert list(open_hub("org/name")) == ["hub:org/name: split test"]
+
+
+BROKEN = {
+    "test.json": ('[{"filename": "a.jpg", "caption": "x"},\n {"filename": ', "not valid JSON: .* at line 2, column"),
+    "test.jsonl": (
+        '{"filename": "a.jpg", "caption": "x"}\n{"filename": "b.j',
+        ": line 2 is not valid JSON: Unterminated",
+    ),
+    "test.csv": ('filename,caption\na,b\nc,"d\n', ".*EOF inside string"),
+    "test.parquet": ("PAR1", ".*Parquet file size is 4 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_of_a_source_is_named_once(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, message = BROKEN[name]
+    path, screen = tmp_path / "source" / name, io.StringIO()
+    monkeypatch.setattr(logging.getLogger("datasets"), "handlers", [logging.StreamHandler(screen)])
+    path.parent.mkdir()
+    path.write_text(content)
+    if path.suffix == ".jsonl":  # a sound file beside it
+        (path.parent / "train.jsonl").write_text('{"filename": "b.jpg", "caption": "x"}\n' * 2)
+    with pytest.raises(UserError, match=f"^data.annotations=hub:{path.parent} can't be loaded: .*{name}.*{message}"):
+        open_hub(str(path.parent))
+    assert screen.getvalue() == ""
 
 
 # Pictures

@@ -65,6 +65,14 @@ BAD = [
     (lambda c: c[1].update(id=5), "query 1 has the id 5"),
     (lambda c: c[1].update(gt_img_ids=[]), "query 1: gt_img_ids must be different ids and begin with"),
     (lambda c: c[1].update(gt_img_ids=[12, 12]), "query 1: gt_img_ids"),
+    (lambda c: c[1].update(gt_img_ids=[12, {"a": 1}]), "query 1: gt_img_ids must be image ids"),
+    (lambda c: c[1].update(gt_img_ids=[12, True]), "query 1: gt_img_ids must be image ids"),
+    (
+        lambda c: c[1].update(semantic_aspects=[["a"]]),
+        "query 1: gt_img_ids must be image ids and semantic_aspects names",
+    ),
+    (lambda c: c[1].update(semantic_aspects=["a", "a"]), "query 1: semantic_aspects names one twice"),
+    (lambda c: c[1].update(id=True), "query 1: 'id' must be int, found True"),
     (lambda c: c[1].update(reference_img_id=1), "query 1 names the image 1"),
 ]
 

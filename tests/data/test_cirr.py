@@ -6,6 +6,7 @@ import pytest
 from cliplab.benchmark import CIRR_PROTOCOLS, make_protocol
 from cliplab.data.cirr import CIRR
 from cliplab.errors import UserError
+from cliplab.evaluation.evaluator import Evaluator
 from tests.data.cir_files import make_cirr
 
 
@@ -91,6 +92,37 @@ def test_missing_pictures_are_named_or_reported(root):
     assert dataset.missing == ["dev-1-0-img1"]
 
 
+@pytest.mark.parametrize("soft", [{}, {"dev-1-0-img1": 1.0}])
+def test_grades_of_nothing_but_the_reference(root, soft):
+    edit(root / "cirr/captions/cap.rc2.val.json", lambda c: c[1].update(target_soft=soft))
+    CIRR(root).check(protocol(), ("val",))
+    for read in (CIRR(root).check, lambda asked, splits: CIRR(root).benchmarks(asked, *splits)):
+        with pytest.raises(UserError, match=r"cap\.rc2\.val\.json: record 1 \(pairid 11\) grades no image besides"):
+            read(protocol("artemis"), ("val",))
+
+
+def test_a_query_whose_graded_pictures_are_missing_is_left_out_and_counted(root):
+    edit(root / "cirr/captions/cap.rc2.val.json", lambda c: c[1].update(target_soft={"dev-7-0-img1": 1.0}))
+    (root / "dev/dev-7-0-img1.png").unlink()
+    (benchmark,) = CIRR(root).benchmarks(protocol("artemis", missing_images="report"), "val")
+    assert benchmark.query_names == ["10", "12", "13"] and benchmark.excluded == {"gallery_rows": 1, "queries": 1}
+    Evaluator(benchmark)
+    (hard,) = CIRR(root).benchmarks(protocol(missing_images="report"), "val")
+    assert hard.query_names == ["10", "11", "12", "13"]
+
+
+@pytest.mark.parametrize(("missing", "left"), [((1, 2, 3, 4, 5), 0), ((4, 5, 6), 2)])
+def test_too_few_look_alikes_for_a_submission_are_named_before_anything_is_embedded(root, missing, left):
+    for number in missing:
+        (root / f"test1/test1-{number}-0-img{number % 2}.png").unlink()
+    dataset = CIRR(root)
+    (benchmark,) = dataset.benchmarks(protocol(missing_images="report"), "test")
+    assert len(benchmark.subsets[0]) == 5 - len({*missing} & {1, 2, 3, 4, 5})
+    message = rf"the subset of query '2\d'.* are {left} images, a submission names 3 of them: add the missing pictures"
+    with pytest.raises(UserError, match=message):
+        Evaluator(benchmark)
+
+
 BAD = [
     ("captions/cap.rc2.val.json", lambda c: c[1].pop("caption"), "record 1 has no 'caption'"),
     ("captions/cap.rc2.val.json", lambda c: c[1].update(caption=3), "record 1: image names and the caption"),
@@ -98,6 +130,12 @@ BAD = [
     ("captions/cap.rc2.val.json", lambda c: c[1].update(pairid=10), "records 0 and 1 share the pairid 10"),
     ("captions/cap.rc2.val.json", lambda c: c[1]["img_set"]["members"].pop(), "record 1: img_set.members must be 6"),
     ("captions/cap.rc2.val.json", lambda c: c[1].update(target_soft=[1]), "record 1: target_soft"),
+    (
+        "captions/cap.rc2.val.json",
+        lambda c: c[1]["target_soft"].update({"dev-2-0-img0": float("inf")}),
+        "record 1: target_soft must map image names to finite grades",
+    ),
+    ("captions/cap.rc2.val.json", lambda c: c[1].update(pairid=True), "record 1: pairid must be a number"),
     ("captions/cap.rc2.val.json", lambda c: c[1].update(reference="dev-0-0-img0"), "the reference one of"),
     (
         "image_splits/split.rc2.val.json",

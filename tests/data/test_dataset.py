@@ -95,6 +95,13 @@ def test_read_json_names_a_damaged_file(tmp_path: Path, damage: str) -> None:
     assert str(tmp_path / name) in str(error.value)
 
 
+@pytest.mark.parametrize("content", ['{"a": 1, "b": 2, "a": 1}', '[{"c": {"b": 1}}, {"a": 1, "a": 2}]'])
+def test_read_json_names_a_key_that_is_there_twice(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'a.json'}: the key 'a' is there more than once in .*'a': 1, "):
+        read_json(tmp_path / "a.json")
+
+
 def test_read_json_of_a_folder_names_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         read_json(tmp_path)

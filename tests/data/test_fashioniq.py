@@ -456,3 +456,12 @@ def test_every_query_has_a_row_also_where_all_its_captions_are_empty(fashioniq_r
     edit(captions_of(fashioniq_root), changed(captions=["", " "]))
     benchmark = dress(fashioniq_root, "clip4cir", caption_join="each_caption")
     assert set(benchmark.queries["query_id"]) == set(range(len(benchmark.positives)))
+
+
+def test_an_image_in_two_splits_of_a_category_is_named(fashioniq_root: Path) -> None:
+    path = fashioniq_root / "image_splits/split.dress.test.json"
+    path.write_text(json.dumps(["D8", "D1"]))
+    message = f"^{path}: 'D1' is also an image of {path.parent / 'split.dress.train.json'}$"
+    with pytest.raises(UserError, match=message):
+        FashionIQ(fashioniq_root).check(PROTOCOL, ("val",))
+    FashionIQ(fashioniq_root, categories=["shirt", "toptee"]).check(PROTOCOL, ("val",))

@@ -7,8 +7,8 @@ import pytest
 
 from cliplab.errors import UserError
 from cliplab.evaluation import submissions
-from cliplab.evaluation.submissions import average_precision, check_circo, check_cirr, score_circo
-from tests.data.cir_files import write_json
+from cliplab.evaluation.submissions import CIRR_KINDS, average_precision, check_circo, check_cirr, main, score_circo
+from tests.data.cir_files import cirr_record, write_json
 
 IMAGES = [f"test1-{n}-0-img{n % 2}" for n in range(60)]
 
@@ -17,9 +17,7 @@ IMAGES = [f"test1-{n}-0-img{n % 2}" for n in range(60)]
 def cirr_files(tmp_path, monkeypatch):
     """Two files for sixty queries, and the annotations that belong to them."""
     monkeypatch.setattr(submissions, "CIRR_QUERIES", 60)
-    rows = [
-        {"pairid": n, "reference": IMAGES[n], "img_set": {"members": (IMAGES + IMAGES)[n : n + 6]}} for n in range(60)
-    ]
+    rows = [cirr_record(n, (IMAGES + IMAGES)[n : n + 6], "test1") for n in range(60)]
     recall = {str(n): [name for name in IMAGES if name != IMAGES[n]][:50] for n in range(60)}
     subset = {str(n): (IMAGES + IMAGES)[n + 1 : n + 4] for n in range(60)}
     files = submissions.write_cirr(tmp_path, recall, subset)
@@ -63,6 +61,14 @@ def test_what_the_cirr_server_refuses_is_named(cirr_files, file, change, message
         check_cirr(path, known)
 
 
+def test_annotations_with_a_pairid_twice(cirr_files):
+    (recall, _), annotations = cirr_files
+    rows = json.loads(annotations.read_text())
+    annotations.write_text(json.dumps([*rows, rows[0]]))
+    with pytest.raises(UserError, match=r"cap\.rc2\.test1\.json: records 0 and 60 share the pairid 0"):
+        check_cirr(recall, annotations)
+
+
 def test_a_key_that_is_there_twice(cirr_files):
     path = cirr_files[0][0]
     path.write_text(path.read_text().replace('"2":', '"1":'))
@@ -100,6 +106,13 @@ def test_circo_file_is_accepted(circo_file, tmp_path):
         check_circo(circo_file, gallery)
 
 
+@pytest.mark.parametrize("images", [[], [{"id": "7"}], [{"id": [7]}], "7"])
+def test_a_malformed_gallery_is_not_the_submissions_fault(circo_file, tmp_path, images):
+    gallery = write_json(tmp_path / "info.json", {"images": images})
+    with pytest.raises(UserError, match=f"^{gallery} must hold a list 'images' of objects with a number 'id'"):
+        check_circo(circo_file, gallery)
+
+
 @pytest.mark.parametrize(("change", "message"), CIRCO_BAD)
 def test_what_the_circo_server_refuses_is_named(circo_file, change, message):
     content = json.loads(circo_file.read_text())
@@ -115,11 +128,15 @@ def test_average_precision_by_hand():
     assert average_precision([5], [1], 5) == 0.0
 
 
+def circo_query(number, relevant, *aspects):
+    """A query of the validation file."""
+    texts = {"relative_caption": "is red", "shared_concept": "a dog"}
+    ids = {"id": number, "reference_img_id": 999, "target_img_id": relevant[0], "gt_img_ids": relevant}
+    return texts | ids | {"semantic_aspects": list(aspects)}
+
+
 def test_scores_by_hand(tmp_path):
-    val = [
-        {"id": 0, "target_img_id": 1, "gt_img_ids": [1, 2], "semantic_aspects": ["negation"]},
-        {"id": 1, "target_img_id": 9, "gt_img_ids": [9], "semantic_aspects": ["negation", "addition"]},
-    ]
+    val = [circo_query(0, [1, 2], "negation"), circo_query(1, [9], "negation", "addition")]
     ranking = {"0": [3, 2, 4, 5, 6, 1, *range(100, 144)], "1": [9, 8, *range(100, 148)]}
     scores = score_circo(write_json(tmp_path / "r.json", ranking), write_json(tmp_path / "val.json", val))
     assert scores["mAP@5"] == pytest.approx(100 * ((1 / 2) / 2 + 1) / 2)
@@ -128,14 +145,33 @@ def test_scores_by_hand(tmp_path):
     assert scores["mAP@10/addition"] == 100.0
 
 
-def test_an_empty_ground_truth_names_the_query(tmp_path):
-    val = write_json(tmp_path / "val.json", [{"id": 0, "target_img_id": 1, "gt_img_ids": []}])
-    with pytest.raises(UserError, match="query 0 has no ground truth"):
-        score_circo(write_json(tmp_path / "r.json", {"0": [1]}), val)
+ANNOTATIONS_BAD = [
+    (lambda c: c[1].update(gt_img_ids=[]), "query 1: gt_img_ids must be different ids"),
+    (lambda c: c[1].update(gt_img_ids=["9"], target_img_id="9"), "query 1: 'target_img_id' must be int, found '9'"),
+    (lambda c: c[1].update(gt_img_ids=["9"]), "query 1: gt_img_ids must be image ids"),
+    (lambda c: c[1].update(gt_img_ids={"9": 1}), "query 1: 'gt_img_ids' must be list"),
+    (lambda c: c[1].update(gt_img_ids=[9, 9]), "query 1: gt_img_ids must be different ids"),
+    (lambda c: c[1].update(target_img_id="9"), "query 1: 'target_img_id' must be int, found '9'"),
+    (lambda c: c[1].pop("target_img_id"), "query 1 has no 'target_img_id'"),
+    (lambda c: c[1].update(semantic_aspects="negation"), "query 1: 'semantic_aspects' must be list"),
+    (lambda c: c[1].update(semantic_aspects=[[1]]), "query 1: .*semantic_aspects names"),
+    (lambda c: c.append(c[1]), "query 2 has the id 1"),
+    (lambda c: c.clear(), " holds no queries"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), ANNOTATIONS_BAD)
+def test_malformed_annotations_score_nothing(tmp_path, change, message):
+    val = [circo_query(0, [1, 2], "negation"), circo_query(1, [9], "addition")]
+    ranking = write_json(tmp_path / "r.json", {str(n): list(range(50)) for n in range(2)})
+    score_circo(ranking, write_json(tmp_path / "val.json", val))
+    change(val)
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'val.json'}.*{message}"):
+        score_circo(ranking, write_json(tmp_path / "val.json", val))
 
 
 def test_only_what_the_server_would_take_is_scored(tmp_path):
-    val = write_json(tmp_path / "val.json", [{"id": 0, "target_img_id": 1, "gt_img_ids": [1]}])
+    val = write_json(tmp_path / "val.json", [circo_query(0, [1])])
     for ranking, message in (
         (list(range(49)), "r.json: query 0 has 49 predictions, 50 are expected"),
         ([], "query 0 has 0 predictions"),
@@ -147,8 +183,7 @@ def test_only_what_the_server_would_take_is_scored(tmp_path):
 
 
 def test_the_commands(tmp_path, circo_file):
-    val = [{"id": n, "target_img_id": 1, "gt_img_ids": [1], "semantic_aspects": []} for n in range(220)]
-    annotations = write_json(tmp_path / "val.json", val)
+    annotations = write_json(tmp_path / "val.json", [circo_query(n, [1]) for n in range(220)])
     command = [sys.executable, "-m", "cliplab.evaluation.submissions"]
     given = ["score", "--benchmark", "circo", "--annotations", str(annotations), str(circo_file)]
     scored = subprocess.run([*command, *given], capture_output=True, text=True, check=True)
@@ -162,3 +197,25 @@ def test_the_commands(tmp_path, circo_file):
         [*command, "check", "--benchmark", "circo", str(circo_file)], capture_output=True, text=True, check=False
     )
     assert checked.returncode == 2 and checked.stderr.startswith("error: ") and "Traceback" not in checked.stderr
+
+
+def test_the_ok_says_what_was_not_compared(cirr_files, circo_file, capsys):
+    (recall, subset), annotations = cirr_files
+    given = ["check", "--benchmark", "cirr", str(recall), str(subset)]
+    main(given)
+    for line, path, kind in zip(capsys.readouterr().out.splitlines(), cirr_files[0], CIRR_KINDS, strict=True):
+        assert line.startswith(f"{path}: ok, {kind} (pairids and names were not compared; --annotations cap.rc2.test1")
+    main([*given, "--annotations", str(annotations)])
+    assert capsys.readouterr().out == f"{recall}: ok, recall\n{subset}: ok, recall_subset\n"
+    main(["check", "--benchmark", "circo", str(circo_file)])
+    assert "ok, val (ids were not compared; --annotations image_info_unlabeled2017" in capsys.readouterr().out
+
+
+def test_two_files_of_one_kind(cirr_files, tmp_path, capsys):
+    recall = cirr_files[0][0]
+    other = tmp_path / "other.json"
+    other.write_text(recall.read_text())
+    for second in (other, recall):
+        with pytest.raises(UserError, match=f"^{recall} and {second} are both the file of the metric recall"):
+            main(["check", "--benchmark", "cirr", str(recall), str(second)])
+    assert capsys.readouterr().out == ""

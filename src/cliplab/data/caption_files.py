@@ -146,6 +146,7 @@ def _karpathy_image(path: Path, number: int, row: Any) -> CaptionedImage:
     origin = f"{path}: image {number}"
     required(row, {"filename": str, "split": str, "sentences": object}, origin)
     name, sentences = row["filename"], row["sentences"]
+    _require_name(name, f"{origin}: 'filename'")
     if not isinstance(sentences, list) or not sentences:
         raise UserError(f"{origin} ({name}) has no sentences")
     for position, sentence in enumerate(sentences):
@@ -171,6 +172,7 @@ def _official_images(path: Path, images: list[Any], annotations: Any) -> Iterato
     captions: dict[Any, list[str]] = {}
     for number, row in enumerate(images):
         required(row, {"id": object, "file_name": str}, f"{path}: image {number}")
+        _require_name(row["file_name"], f"{path}: image {number}: 'file_name'")
         if _identity(row["id"], f"{path}: image {number}: 'id'") in captions:
             raise UserError(f"{path}: image {number} ({row['file_name']}) has the id {row['id']} of an earlier image")
         captions[row["id"]] = []
@@ -186,6 +188,11 @@ def _official_images(path: Path, images: list[Any], annotations: Any) -> Iterato
         yield CaptionedImage(row["file_name"], split, texts, str(row["id"]), origin)
 
 
+def _require_name(name: str, origin: str) -> None:
+    if not os.path.basename(name):
+        raise UserError(f"{origin} must be the name of a file, found {name!r}")
+
+
 def _identity(value: Any, origin: str) -> int | str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise UserError(f"{origin} must be a number or a string, found {value!r}")
@@ -198,6 +205,7 @@ def _blip_images(path: Path, rows: list[Any]) -> Iterator[CaptionedImage]:
     for number, row in enumerate(rows):
         origin = f"{path}: record {number}"
         required(row, {"image": str, "caption": object}, origin)
+        _require_name(row["image"], f"{origin}: 'image'")
         if isinstance(row["caption"], list):
             texts = require_texts(row["caption"], f"{origin} ({row['image']})")
             yield CaptionedImage(row["image"], split, texts, None, origin)

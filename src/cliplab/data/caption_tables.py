@@ -8,8 +8,11 @@ split      split; else the name of the hub's split or of the Parquet file
 Pictures in the column `image` are written, as they are, into the image folder before they are first needed.
 """
 
+import json
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +20,7 @@ from datasets import Dataset, DatasetDict, Features, Image, load_dataset
 from datasets.exceptions import DatasetsError
 
 from cliplab.data.caption_files import SPLIT_NAMES, CaptionedImage, require_texts, split_of
+from cliplab.data.dataset import read_json
 from cliplab.data.images import EXTENSIONS
 from cliplab.errors import UserError
 
@@ -30,22 +34,69 @@ Picture = tuple[Dataset, int]  # a table and the row that holds the bytes
 
 def open_hub(name: str) -> dict[str, Dataset]:
     """The splits of a data set on the hub (or of a folder in its layout), by origin. Raises UserError."""
-    try:
-        found = load_dataset(name)
-    except _FAILURES as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"data.annotations=hub:{name} can't be loaded: {reason}") from error
+    with _errors_kept() as logged:
+        try:
+            found = load_dataset(name)
+        except _FAILURES as error:
+            cause = error.__cause__ or error
+            reason = _broken_json(name) or next(iter(logged), str(cause) or type(cause).__name__).splitlines()[0]
+            raise UserError(f"data.annotations=hub:{name} can't be loaded: {reason}") from error
     assert isinstance(found, DatasetDict)
     return {f"hub:{name}: split {split}": table for split, table in found.items()}
 
 
 def open_parquet(path: Path) -> Dataset:
     """The rows of a Parquet file. Raises UserError for a file that is none."""
+    with _errors_kept():
+        try:
+            return Dataset.from_parquet(str(path))  # type: ignore[return-value]
+        except _FAILURES as error:
+            reason = error.__cause__ or error
+            raise UserError(f"{path} is not a readable Parquet file: {reason}") from error
+
+
+@contextmanager
+def _errors_kept() -> Iterator[list[str]]:
+    """What `datasets` logs as errors, kept from the screen: most loaders name a broken file there and nowhere else."""
+    logged: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            logged.append(record.getMessage())
+        return record.levelno < logging.ERROR
+
+    handlers = logging.getLogger("datasets").handlers[:]
+    for handler in handlers:
+        handler.addFilter(keep)
     try:
-        return Dataset.from_parquet(str(path))  # type: ignore[return-value]
-    except _FAILURES as error:
-        reason = error.__cause__ or error
-        raise UserError(f"{path} is not a readable Parquet file: {reason}") from error
+        yield logged
+    finally:
+        for handler in handlers:
+            handler.removeFilter(keep)
+
+
+def _broken_json(folder: str) -> str | None:
+    """What is wrong with the first JSON file of a folder that is neither one value nor a value per line."""
+    for path in sorted(path for path in Path(folder).rglob("*.json*") if path.suffix in (".json", ".jsonl")):
+        try:
+            read_json(path)
+        except UserError as error:
+            number, reason = _broken_line(path)
+            if number:
+                return str(error) if number == 1 else f"{path}: line {number} is not valid JSON: {reason}"
+    return None
+
+
+def _broken_line(path: Path) -> tuple[int, str]:
+    """The first line that is no JSON value and why; 0 where all are."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                json.loads(line.strip() or "null")
+            except (ValueError, RecursionError) as error:
+                place = f" (column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
+                return number, f"{getattr(error, 'msg', error)}{place}"
+    return 0, ""
 
 
 def read_table(table: Dataset, origin: str) -> tuple[list[CaptionedImage], dict[str, Picture]]:

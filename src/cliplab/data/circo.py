@@ -84,17 +84,13 @@ class CIRCO(RetrievalDataset):
     def gallery(self) -> list[int]:
         """Image ids in the order of the list. Raises UserError naming the file."""
         if self._gallery is None:
-            self._gallery = _gallery_ids(self.gallery_file)
+            self._gallery = read_gallery(self.gallery_file)
         return self._gallery
 
     def records(self, split: str) -> list[Record]:
         """The queries of a split in the file's order. Raises UserError naming file and record."""
         if split not in self._records:
-            path = self.query_file(split)
-            content = read_json(path)
-            if not isinstance(content, list):
-                raise UserError(f"{path} must hold a JSON list, found {type(content).__name__}")
-            self._records[split] = [_record(path, number, row, split == "val") for number, row in enumerate(content)]
+            self._records[split] = read_records(self.query_file(split), has_target=split == "val")
         return self._records[split]
 
     def _asked(self, split: str) -> list[Record]:
@@ -183,11 +179,20 @@ class CIRCO(RetrievalDataset):
         return found
 
 
-def _gallery_ids(path: Path) -> list[int]:
+def read_records(path: Path, has_target: bool) -> list[Record]:
+    """The queries of a file in its order; those of test have no targets. Raises UserError naming file and query."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} must hold a JSON list, found {type(content).__name__}")
+    return [_record(path, number, row, has_target) for number, row in enumerate(content)]
+
+
+def read_gallery(path: Path) -> list[int]:
+    """The image ids of image_info_unlabeled2017.json in its order. Raises UserError naming the file."""
     content = read_json(path)
     images = content.get("images") if isinstance(content, dict) else None
     rows = images if isinstance(images, list) else []
-    ids = [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), int)]
+    ids = [row["id"] for row in rows if isinstance(row, dict) and type(row.get("id")) is int]
     if not ids or len(ids) < len(rows):
         raise UserError(f"{path} must hold a list 'images' of objects with a number 'id'")
     if len(set(ids)) < len(ids):
@@ -203,16 +208,18 @@ def _record(path: Path, number: int, row: Any, has_target: bool) -> Record:
     for key, kind in kinds.items():
         if not isinstance(row, dict) or key not in row:
             raise UserError(f"{where} has no '{key}'")
-        if not isinstance(row[key], kind):
+        if type(row[key]) is not kind:
             raise UserError(f"{where}: '{key}' must be {kind.__name__}, found {row[key]!r}")
     if row["id"] != number:
         raise UserError(f"{where} has the id {row['id']}: ids must count up from 0 in file order")
     relevant = tuple(row["gt_img_ids"]) if has_target else ()
+    aspects = tuple(row["semantic_aspects"]) if has_target else ()
+    if not all(type(number) is int for number in relevant) or not all(isinstance(a, str) for a in aspects):
+        raise UserError(f"{where}: gt_img_ids must be image ids and semantic_aspects names")
+    if len(set(aspects)) < len(aspects):
+        raise UserError(f"{where}: semantic_aspects names one twice: {', '.join(aspects)}")
     if has_target and (not relevant or relevant[0] != row["target_img_id"] or len(set(relevant)) < len(relevant)):
         raise UserError(f"{where}: gt_img_ids must be different ids and begin with target_img_id")
-    aspects = tuple(row["semantic_aspects"]) if has_target else ()
-    if not all(isinstance(number, int) for number in relevant) or not all(isinstance(a, str) for a in aspects):
-        raise UserError(f"{where}: gt_img_ids must be image ids and semantic_aspects names")
     if row["reference_img_id"] in relevant:
         raise UserError(f"{where}: the reference {row['reference_img_id']} is one of its own gt_img_ids")
     target = row["target_img_id"] if has_target else None

@@ -7,7 +7,6 @@ train/, dev/, test1/                               NLVR2's pictures
 The annotations may also lie in the root itself. Test targets are known to the server alone: its test is a submission.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,20 +102,12 @@ class CIRR(RetrievalDataset):
         """The records of a split, in the file's order. Raises UserError naming file and record."""
         if split not in self._records:
             path, images = self.caption_file(split), self.places(split)
-            content = read_json(path)
-            if not isinstance(content, list):
-                raise UserError(f"{path} must hold a JSON list, found {type(content).__name__}")
-            records = [_record(path, number, row, has_target=split != "test") for number, row in enumerate(content)]
-            first: dict[int, int] = {}
+            records = read_records(path, has_target=split != "test")
             for number, record in enumerate(records):
                 named = [record.reference, *([record.target] if record.target is not None else []), *record.members]
                 lost = [name for name in (*named, *record.soft) if name not in images]
                 if lost:
                     raise UserError(f"{path}: record {number} names '{lost[0]}', which {self.split_file(split)} lacks")
-                if first.setdefault(record.pairid, number) != number:
-                    raise UserError(
-                        f"{path}: records {first[record.pairid]} and {number} share the pairid {record.pairid}"
-                    )
             self._records[split] = records
         return self._records[split]
 
@@ -138,6 +129,8 @@ class CIRR(RetrievalDataset):
                     raise UserError(f"{self.split_file(split)}: '{name}' is also an image of the split '{seen[name]}'")
         for split in splits:
             self._check_split(split, protocol)
+            if protocol.target == "soft" and split == "val":  # training reads no grades
+                self._check_grades(split)
 
     def _check_split(self, split: str, protocol: Protocol) -> None:
         """Raise UserError for an empty list, a malformed record, and under the policy `error` a missing picture."""
@@ -146,6 +139,15 @@ class CIRR(RetrievalDataset):
         if not self.records(split):
             raise no_rows(self.caption_file(split), split)
         self.check_images(self.places(split), protocol.missing_images)
+
+    def _check_grades(self, split: str) -> None:
+        """Raise UserError for a record that grades no image but its reference, which is never found."""
+        for number, record in enumerate(self.records(split)):
+            if not {*record.soft} - {record.reference}:
+                raise UserError(
+                    f"{self.caption_file(split)}: record {number} (pairid {record.pairid}) grades no image besides the "
+                    f"reference in target_soft, which this protocol's target=soft needs: {dict(record.soft)}"
+                )
 
     def train_table(self, protocol: Protocol) -> Dataset:
         """One sample per record; records with a missing image are left out (policy `report` only)."""
@@ -169,9 +171,14 @@ class CIRR(RetrievalDataset):
         The test split has no targets: its benchmark has empty positives and gives predictions alone.
         """
         self._check_split(split, protocol)
+        is_soft = protocol.target == "soft" and split != "test"
+        if is_soft:
+            self._check_grades(split)
         kept = [name for name in self.places(split) if name in self.folder]
         rows = {name: row for row, name in enumerate(kept)}
         asked = [r for r in self.records(split) if r.reference in rows and (r.target is None or r.target in rows)]
+        if is_soft:
+            asked = [record for record in asked if (rows.keys() & record.soft.keys()) - {record.reference}]
         if not asked:
             raise UserError(
                 f"{self.caption_file(split)}: no query is left, as pictures are missing in {self.image_root}"
@@ -201,7 +208,7 @@ class CIRR(RetrievalDataset):
                 },
                 subsets=subsets,
                 blind=split == "test",
-                gains=gains if protocol.target == "soft" and split != "test" else None,
+                gains=gains if is_soft else None,
             )
         ]
 
@@ -230,6 +237,19 @@ def _file_of(split: str) -> str:
     return FILES[split]
 
 
+def read_records(path: Path, has_target: bool) -> list[Record]:
+    """The records of a file in its order; those of test1 have no targets. Raises UserError naming file and record."""
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} must hold a JSON list, found {type(content).__name__}")
+    records = [_record(path, number, row, has_target) for number, row in enumerate(content)]
+    first: dict[int, int] = {}
+    for number, record in enumerate(records):
+        if first.setdefault(record.pairid, number) != number:
+            raise UserError(f"{path}: records {first[record.pairid]} and {number} share the pairid {record.pairid}")
+    return records
+
+
 def _record(path: Path, number: int, row: Any, has_target: bool) -> Record:
     """Check one annotation row; test1 has no targets."""
     where = f"{path}: record {number}"
@@ -243,13 +263,13 @@ def _record(path: Path, number: int, row: Any, has_target: bool) -> Record:
     names = [row["reference"], *members, *([row["target_hard"]] if has_target else [])]
     if not all(isinstance(name, str) for name in (*names, row["caption"])):
         raise UserError(f"{where}: image names and the caption must be strings")
-    if not isinstance(row["pairid"], int) or row["reference"] not in members:
+    if type(row["pairid"]) is not int or row["reference"] not in members:
         raise UserError(f"{where}: pairid must be a number, and the reference one of img_set.members")
     if has_target and row["target_hard"] == row["reference"]:
         raise UserError(f"{where}: target_hard is the reference itself")
     soft = row.get("target_soft", {}) if has_target else {}
     grades: list[Any] = list(soft.values()) if isinstance(soft, dict) else [None]
-    if not all(type(grade) in (int, float) and not math.isnan(grade) for grade in grades):
-        raise UserError(f"{where}: target_soft must map image names to grades, found {soft!r}")
+    if not all(type(grade) in (int, float) and abs(grade) < 2**31 for grade in grades):  # no NaN, no Infinity
+        raise UserError(f"{where}: target_soft must map image names to finite grades, found {soft!r}")
     target = row["target_hard"] if has_target else None
     return Record(row["pairid"], row["reference"], row["caption"], tuple(members), target, soft)

@@ -127,7 +127,19 @@ class FashionIQ(RetrievalDataset):
         if absent or not self.image_root.is_dir():
             raise self._absent(absent)
         self._require_rows(splits)
+        self._require_one_split()
         self.check_images(self._needed(protocol, splits), protocol.missing_images)
+
+    def _require_one_split(self) -> None:
+        """Raise UserError for an image in two splits of a category; the released lists share none."""
+        for category in self.categories:
+            seen: dict[str, Path] = {}
+            for split in SPLITS:
+                path = self.split_file(category, split)
+                for name in self.split_images(category, split) if path.is_file() else ():
+                    if name in seen:
+                        raise UserError(f"{path}: '{name}' is also an image of {seen[name]}")
+                    seen[name] = path
 
     def _require_rows(self, splits: Iterable[str]) -> None:
         """Raise UserError naming the first empty list: a category without rows would be left out in silence."""

@@ -21,6 +21,8 @@ from cliplab.evaluation.nearest import top_k
 from cliplab.evaluation.ranking import Ranks, Truth, by_query, rank_truths, subset_ranks
 from cliplab.evaluation.scoring import CosineScorer, Scorer
 
+SUBMITTED_IN_SUBSET = 3  # names per query that the test server of a blind benchmark with subsets takes
+
 
 @dataclass
 class RankedBenchmark:
@@ -73,8 +75,9 @@ class Evaluator:
     """
 
     def __init__(self, benchmark: Benchmark, scorers: Mapping[str, Scorer] | None = None) -> None:
-        for direction in benchmark.directions if not benchmark.blind else ():
-            check_truth(direction)
+        for direction in benchmark.directions:
+            check = check_submittable if direction.blind else check_truth
+            check(direction)
         self.benchmark = benchmark
         self.scorers = dict(scorers or {"": CosineScorer()})
         self._queries: dict[str, list[Tensor]] = {label: [] for label in self.scorers}
@@ -168,6 +171,19 @@ def check_truth(benchmark: Benchmark) -> None:
     for aspect, query_ids in (benchmark.groups or {}).items():
         if not query_ids:
             raise UserError(f"benchmark '{benchmark.name}': no query carries the aspect '{aspect}'")
+
+
+def check_submittable(benchmark: Benchmark) -> None:
+    """Raises UserError for a query whose subset is too small for the list that a test server takes (CIRR)."""
+    short = [query_id for query_id, rows in enumerate(benchmark.subsets or []) if len(rows) < SUBMITTED_IN_SUBSET]
+    if short:
+        assert benchmark.subsets is not None
+        also = f" and of {len(short) - 1} more" if len(short) > 1 else ""
+        raise UserError(
+            f"benchmark '{benchmark.name}': in the subset of query '{benchmark.query_names[short[0]]}'{also} are "
+            f"{len(benchmark.subsets[short[0]])} images, a submission names {SUBMITTED_IN_SUBSET} of them: add the "
+            "missing pictures"
+        )
 
 
 def _relevant(benchmark: Benchmark) -> list[list[int]]:

@@ -8,21 +8,27 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cliplab.data import circo, cirr
+from cliplab.data.dataset import read_json
 from cliplab.errors import UserError
-from cliplab.evaluation.evaluator import RankedBenchmark
+from cliplab.evaluation.evaluator import SUBMITTED_IN_SUBSET, RankedBenchmark
 
-CIRR_KINDS = {"recall": 50, "recall_subset": 3}  # metric -> names per query
+CIRR_KINDS = {"recall": 50, "recall_subset": SUBMITTED_IN_SUBSET}  # metric -> names per query
 CIRR_QUERIES = 4148
 CIRR_BYTES = 5_000_000
 CIRCO_QUERIES = {"test": 800, "val": 220}
 CIRCO_DEPTH = 50
 MAP_AT = (5, 10, 25, 50)
 _CIRR_NAME = re.compile(r"test1(-\d+)+-img\d+")
+
+_UNREAD = {
+    "cirr": " (pairids and names were not compared; --annotations cap.rc2.test1.json does that)",
+    "circo": " (ids were not compared; --annotations image_info_unlabeled2017.json does that)",
+}
 
 Rankings = Mapping[str, Sequence[Any]]
 
@@ -77,8 +83,9 @@ def check_cirr(path: Path, annotations: Path | None = None) -> str:
         raise UserError(f"{path}: 'version' must be rc2")
     if path.stat().st_size > CIRR_BYTES:
         raise UserError(f"{path} has {path.stat().st_size} bytes, more than {CIRR_BYTES}")
-    records = _cirr_records(annotations) if annotations is not None else {}
-    known = {name for record in records.values() for name in record["img_set"]["members"]}
+    rows = cirr.read_records(annotations, has_target=False) if annotations is not None else []
+    records = {str(record.pairid): record for record in rows}
+    known = {name for record in rows for name in record.members}
     if annotations is not None and not records:
         raise UserError(f"{annotations} holds no records")
     _check_keys(path, content, records, CIRR_QUERIES, "pairid")
@@ -98,10 +105,10 @@ def check_cirr(path: Path, annotations: Path | None = None) -> str:
     return metric
 
 
-def _check_cirr_names(where: str, names: Sequence[str], record: Mapping[str, Any], metric: str) -> None:
-    if record["reference"] in names:
-        raise UserError(f"{where}: the reference '{record['reference']}' must not be predicted")
-    outside = [name for name in names if name not in record["img_set"]["members"]]
+def _check_cirr_names(where: str, names: Sequence[str], record: cirr.Record, metric: str) -> None:
+    if record.reference in names:
+        raise UserError(f"{where}: the reference '{record.reference}' must not be predicted")
+    outside = [name for name in names if name not in record.members]
     if metric == "recall_subset" and outside:
         raise UserError(f"{where}: '{outside[0]}' is no member of the query's subset")
 
@@ -114,7 +121,7 @@ def check_circo(path: Path, annotations: Path | None = None) -> str:
     content = _read(path)
     split = "val" if 2 * len(content) <= sum(CIRCO_QUERIES.values()) else "test"
     _check_keys(path, content, {str(number): None for number in range(CIRCO_QUERIES[split])}, None, "query")
-    gallery = {row["id"] for row in _read(annotations)["images"]} if annotations is not None else None
+    gallery = {*circo.read_gallery(annotations)} if annotations is not None else None
     _check_circo_rankings(path, content, gallery)
     return split
 
@@ -134,23 +141,20 @@ def score_circo(path: Path, annotations: Path) -> dict[str, float]:
     AP@K = 1 / min(|GT|, K) sum_k P@k rel(k); R@K looks at target_img_id alone (Baldrati et al., 2023). Raises UserError
     for a ranking that the server would refuse, such as one of fewer than 50 ids.
     """
-    records = _read(annotations, list)
+    records = circo.read_records(annotations, has_target=True)
     rankings = _read(path)
     if not records:
         raise UserError(f"{annotations} holds no queries")
-    for number, record in enumerate(records):
-        if not isinstance(record, dict) or not record.get("gt_img_ids"):
-            raise UserError(f"{annotations}: query {number} has no ground truth (gt_img_ids): only val can be scored")
-    _check_keys(path, rankings, {str(record["id"]): None for record in records}, None, "query")
+    _check_keys(path, rankings, {str(record.id): None for record in records}, None, "query")
     _check_circo_rankings(path, rankings)
     scores: dict[str, list[float]] = {}
     for record in records:
-        ids = rankings[str(record["id"])]
+        ids = rankings[str(record.id)]
         for k in MAP_AT:
-            scores.setdefault(f"mAP@{k}", []).append(average_precision(ids, record["gt_img_ids"], k))
-            scores.setdefault(f"R@{k}", []).append(float(record["target_img_id"] in ids[:k]))
-        for aspect in record.get("semantic_aspects", ()):
-            scores.setdefault(f"mAP@10/{aspect}", []).append(average_precision(ids, record["gt_img_ids"], 10))
+            scores.setdefault(f"mAP@{k}", []).append(average_precision(ids, record.relevant, k))
+            scores.setdefault(f"R@{k}", []).append(float(record.target in ids[:k]))
+        for aspect in record.aspects:
+            scores.setdefault(f"mAP@10/{aspect}", []).append(average_precision(ids, record.relevant, 10))
     return {key: 100 * sum(values) / len(values) for key, values in scores.items()}
 
 
@@ -187,27 +191,10 @@ def _check_ranking(where: str, names: Any, count: int, kind: type) -> None:
         raise UserError(f"{where} predicts {next(n for n in names if names.count(n) > 1)!r} more than once")
 
 
-def _cirr_records(path: Path) -> dict[str, Any]:
-    return {str(record["pairid"]): record for record in _read(path, list)}
-
-
-def _read(path: Path, kind: type = dict) -> Any:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"can't read {path}: {error}") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{path} must hold a JSON {'object' if kind is dict else 'list'}")
-    return content
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise UserError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' is there more than once")
+def _read(path: Path) -> Any:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object")
     return content
 
 
@@ -215,16 +202,6 @@ def _write(path: Path, content: Mapping[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
     return path
-
-
-@contextmanager
-def _well_formed(annotations: Path | None) -> Iterator[None]:
-    """What a malformed file of annotations runs into, as one error that names it."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__} {error}"
-        raise UserError(f"{annotations} is not in the released form ({what})") from error
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -239,13 +216,26 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(list(arguments))
     if given.command == "score":
         for path in given.files:
-            with _well_formed(given.annotations):
-                sys.stdout.write(json.dumps(score_circo(path, given.annotations)) + "\n")
+            sys.stdout.write(json.dumps(score_circo(path, given.annotations)) + "\n")
         return
-    check = check_cirr if given.benchmark == "cirr" else check_circo
-    for path in given.files:
-        with _well_formed(given.annotations):
-            sys.stdout.write(f"{path}: ok, {check(path, given.annotations)}\n")
+    for line in _checked(given.benchmark, given.files, given.annotations):
+        sys.stdout.write(f"{line}\n")
+
+
+def _checked(benchmark: str, files: Sequence[Path], annotations: Path | None) -> list[str]:
+    """A line per file. Raises UserError for a file the server would refuse, and for one of CIRR's two given twice."""
+    check = check_cirr if benchmark == "cirr" else check_circo
+    files_by_kind: dict[str, Path] = {}
+    lines = []
+    for path in files:
+        kind = check(path, annotations)
+        if benchmark == "cirr" and kind in files_by_kind:
+            raise UserError(
+                f"{files_by_kind[kind]} and {path} are both the file of the metric {kind}: give one of each"
+            )
+        files_by_kind[kind] = path
+        lines.append(f"{path}: ok, {kind}{_UNREAD[benchmark] if annotations is None else ''}")
+    return lines
 
 
 if __name__ == "__main__":
