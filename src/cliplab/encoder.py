@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +20,7 @@ from cliplab.evaluation.nearest import top_k
 from cliplab.evaluation.scoring import CosineScorer
 from cliplab.models.architectures import architecture_names
 from cliplab.models.clip import CLIP, CustomTextCLIP
+from cliplab.models.encoding import evaluating, progress
 from cliplab.pretrained import load
 from cliplab.sources import HUB, LOCAL, architecture_name
 from cliplab.tokenizer import Tokenizer
@@ -78,8 +78,8 @@ class Encoder(nn.Module):
         assert given is not None
         vectors, cut = torch.empty(len(given), self.model.embed_dim), []
         order = sorted(range(len(given)), key=lambda number: len(text[number])) if text else range(len(given))
-        with self._evaluating():
-            for start in _progress(range(0, len(given), batch_size), len(given) > 4 * batch_size):
+        with evaluating(self):
+            for start in progress(range(0, len(given), batch_size), "encoding", len(given) > 4 * batch_size):
                 part = list(order[start : start + batch_size])
                 pixels = self._pixels([images[number] for number in part]) if images else None
                 ids = self._ids([text[number] for number in part], cut) if text else None
@@ -247,24 +247,6 @@ class Encoder(nn.Module):
             assert ids is not None
             return self.encode_text(ids)
         return self.encode_image(pixels) if ids is None else self.encode_multimodal(pixels, ids)
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """No gradient, no dropout; afterwards as before."""
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.train(was_training)
-
-
-def _progress(steps: range, shown: bool) -> Iterator[int]:
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(steps, "encoding", console=Console(stderr=True), disable=not shown, transient=True)
 
 
 def _repository_or(name: str) -> str:

@@ -55,19 +55,15 @@ def _by_chunks(
     """The same, with the logits of some rows (or columns) at a time, which the backward pass computes again."""
     size = max(1, CHUNK // len(query))
 
-    def of_rows(rows: slice) -> Tensor:
+    def of_chunk(rows: slice, columns: bool) -> Tensor:
         with exact_fp32(query.device):
-            logits = _at_least_fp32(scale) * score(query[rows], target)
+            scores = score(query, target[rows]).T if columns else score(query[rows], target)
+            logits = _at_least_fp32(scale) * scores
             return F.cross_entropy(logits, _labels(rows, logits, ids), reduction="sum")
 
-    def of_columns(columns: slice) -> Tensor:
-        with exact_fp32(query.device):
-            logits = _at_least_fp32(scale) * score(query, target[columns]).T
-            return F.cross_entropy(logits, _labels(columns, logits, ids), reduction="sum")
-
-    directions = (of_rows, of_columns) if symmetric else (of_rows,)
     chunks = [slice(start, min(start + size, len(query))) for start in range(0, len(query), size)]
-    parts = [checkpoint(sum_of, rows, use_reentrant=False) for sum_of in directions for rows in chunks]
+    directions = (False, True) if symmetric else (False,)
+    parts = [checkpoint(of_chunk, rows, columns, use_reentrant=False) for columns in directions for rows in chunks]
     return torch.stack(parts).sum() / (len(query) * len(directions))  # type: ignore[arg-type]
 
 

@@ -83,16 +83,14 @@ class ComposedRetriever(nn.Module):
 
     def encode_pair(self, query: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """`encode_query` and `encode_target`; images that are on both sides are encoded once."""
-        together = self.composer is not None and "image_tokens" not in self.composer.inputs
+        shares = self.composer is not None and "image_tokens" not in self.composer.inputs
         both = "image" in query and "image" in target and len(query) == 2
-        if not (together and both and self.clip.visual.rows_are_independent):
+        if not (shares and both and self.clip.visual.rows_are_independent):
             return self.encode_query(query), self.encode_target(target)
-        assert self.composer is not None
         images = self._images(torch.cat([query["image"], target["image"]]))
         reference, encoded = images.tensor_split([len(query["image"])])
-        extra = {"text_tower": self.clip.text_tower, "token_ids": query.get("text")}
-        extra = extra if "text_tower" in self.composer.inputs else {}
-        return self.composer.compose(reference, self.text_features(query), **extra), unit(encoded)
+        text = {name: value for name, value in query.items() if name != "image"}
+        return self.encode_query({"image_features": reference, **text}), unit(encoded)
 
     def image_features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """`{image}` or what a frozen tower gave for it, `{image_features}` -> features [B, D], not unit length."""

@@ -6,8 +6,8 @@ A picture's identity is its path, size and time of change; a text's is the text 
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from cliplab.data.images import ImageTransform
 from cliplab.errors import UserError
 from cliplab.models.composed import ComposedRetriever
+from cliplab.models.encoding import evaluating, progress
 from cliplab.training.feature_keys import (
     identity,
     tokenizer_settings,
@@ -215,8 +216,8 @@ class FeatureCache:
         )
         encode = self.model.image_features if wanted.modality == "image" else self.model.text_features
         parts = []
-        with _evaluating(self.model), precision:
-            for batch in _progress(loader, NOUNS[wanted.modality], is_large):
+        with evaluating(self.model), precision:
+            for batch in progress(loader, f"encoding {NOUNS[wanted.modality]} once", is_large):
                 parts.append(encode({wanted.modality: batch.to(device)}).cpu())
         return torch.cat(parts)
 
@@ -236,20 +237,3 @@ class _Items(data.Dataset):
 
     def __getitem__(self, place: int) -> Tensor:
         return self.load(self.names[place])
-
-
-@contextmanager
-def _evaluating(model: ComposedRetriever) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def _progress(loader: DataLoader, noun: str, shown: bool) -> Iterator[Tensor]:
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(loader, f"encoding {noun} once", console=Console(stderr=True), disable=not shown, transient=True)
