@@ -28,6 +28,10 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in PRODUCTS:
             self.calls.append((func, tuple(map(self._operand, args)), dict(kwargs or {})))
+        elif func is torch.ops.mkldnn._linear_pointwise.default:  # a product with its activation: the product alone
+            self.calls.append(
+                (aten.mm.default, (self._operand(args[0].flatten(0, -2)), self._operand(args[1].t())), {})
+            )
         return func(*args, **(kwargs or {}))
 
     def _operand(self, given: Any) -> Any:

@@ -60,6 +60,15 @@ def test_activations_are_recomputed_where_that_is_asked(tiny_config, asked: bool
     assert {m.grad_checkpointing for m in model.modules() if hasattr(m, "grad_checkpointing")} == {asked}
 
 
+def test_blocks_are_compiled_where_that_is_asked(tiny_config, monkeypatch):
+    asked = []
+    monkeypatch.setattr(build, "compile_blocks", lambda *given: asked.append(given))
+    model, _ = build.build_model(load_config(tiny_config, ["model.compile=true", "trainer.accelerator=cpu"]))
+    assert asked == [(model.clip, "cpu")]
+    build.build_model(load_config(tiny_config))
+    assert len(asked) == 1
+
+
 def test_protocols_belong_to_data_sets(tiny_config):
     config = load_config(tiny_config, ["data.protocol=clip_benchmark"])
     with pytest.raises(UserError, match="none of data.name=wardrobe"):

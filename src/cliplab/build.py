@@ -22,6 +22,7 @@ from cliplab.data.karpathy import Karpathy
 from cliplab.errors import UserError
 from cliplab.losses import LOSS_INPUTS, LOSSES
 from cliplab.models.attention import set_attention
+from cliplab.models.compiled import compile_blocks
 from cliplab.models.composed import PARTS, ComposedRetriever
 from cliplab.models.composers import COMPOSERS
 from cliplab.pretrained import build as build_dual_encoder
@@ -142,6 +143,8 @@ def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tupl
     built_from = BuiltFrom(config.model.arch, clip.architecture, asdict(source.preprocess))
     set_attention(clip, config.model.attention)
     clip.set_grad_checkpointing(config.model.grad_checkpointing)
+    if config.model.compile:
+        compile_blocks(clip, config.trainer.accelerator)
     part, preprocess = config.model.composer, source.preprocess
     composer = build_part("composer", COMPOSERS, part, embed_dim=clip.embed_dim) if part is not None else None
     model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, config.model.fixed_scale)

@@ -33,6 +33,7 @@ class ModelConfig:
     weights: str | None = None  # open_clip tag (openai, ...), file or folder; null = the folder's own, else random
     image_size: int | None = None  # positions are resized; null = the architecture's
     attention: str = "sdpa"  # sdpa, eager, flash (torch's flash kernel; on a GPU in half precision)
+    compile: bool = False  # torch.compile of the blocks: faster steps after a minute or more of compiling
     grad_checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third slower
     composer: Part | None = field(default=None, metadata=PART)  # null: a dual encoder, no composed queries
     chunk_size: int | None = None  # pictures or texts at a time, computed twice: large batches; null = all at once

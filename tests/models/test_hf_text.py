@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from cliplab.errors import UserError
-from cliplab.models.hf_text import HFTextTower
+from cliplab.models.hf_text import BLIND_TO_PADDING, HFTextTower
 from tests.oracles import VIT, assert_close, assert_same_gradients, assert_same_model, gradients, make_pair, pictures
 
 SMALL = {"vocab_size": 70, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 30}
@@ -26,11 +26,21 @@ NO_DROPOUT = dict.fromkeys(
     ("dropout", "dropout_rate", "attention_dropout", "activation_dropout", "encoder_layerdrop"), 0.0
 )
 NO_DROPOUT |= dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+MORE_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "albert": ("AlbertConfig", {**SMALL, "embedding_size": 8}),
+    "camembert": ("CamembertConfig", SMALL),
+    "deberta": ("DebertaV2Config", {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}),
+    "distilbert": ("DistilBertConfig", {"vocab_size": 70, "dim": 24, "n_layers": 3, "n_heads": 3, "hidden_dim": 30}),
+    "electra": ("ElectraConfig", {**SMALL, "embedding_size": 8}),
+    "modernbert": ("ModernBertConfig", {**SMALL, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}),
+    "mpnet": ("MPNetConfig", SMALL),
+    "t5": ("T5Config", T5),
+}
 POOLERS = ("mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
 
 
 def folder_of(kind: str, tmp_path: Path) -> str:
-    name, options = KINDS[kind]
+    name, options = {**KINDS, **MORE_KINDS}[kind]
     getattr(transformers, name)(**options, **NO_DROPOUT).save_pretrained(tmp_path / kind)
     return str(tmp_path / kind)
 
@@ -93,6 +103,31 @@ def test_padding_is_not_read(tmp_path: Path) -> None:
     ours, _ = make_pair(config("roberta", tmp_path, hf_pooler_type="cls_last_hidden_state_pooler"))
     text = padded(1)
     assert_close(ours.text(text)[:1], ours.text(text[:1, :3]))
+
+
+@pytest.mark.parametrize("pooler", ["mean_pooler", "cls_last_hidden_state_pooler"])
+@pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
+def test_padding_behind_all_texts_is_not_computed(kind: str, pooler: str, tmp_path: Path) -> None:
+    tower = HFTextTower(config(kind, tmp_path, hf_pooler_type=pooler, hf_proj_type="linear")["text_cfg"], 20).eval()
+    text = padded(tower.config.pad_token_id)[:3]
+    assert tower.config.model_type in BLIND_TO_PADDING
+    whole = tower.pool(tower._run(text).last_hidden_state, text)
+    expected = gradients([whole], tower)
+    lengths, run = [], tower._run
+    tower._run = lambda given: lengths.append(given.shape[1]) or run(given)  # type: ignore[method-assign]
+    found = tower(text)
+    assert_close(found, whole)
+    assert_same_gradients(gradients([found], tower), expected)
+    assert lengths == [7]
+
+
+def test_hooks_of_the_encoder_see_all_tokens(tmp_path: Path) -> None:
+    ours, _ = make_pair(config("bert", tmp_path, hf_proj_type="linear"))
+    seen: list[int] = []
+    ours.text.transformer.register_forward_hook(lambda *given: seen.append(given[2].last_hidden_state.shape[1]))
+    ours.text(padded(0)[:2])
+    ours.text(torch.zeros(2, 12, dtype=torch.int64))
+    assert seen == [12, 12]
 
 
 def test_intermediates(tmp_path: Path) -> None:

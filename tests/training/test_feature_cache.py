@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -363,6 +364,22 @@ def test_processes_of_a_run_share_the_work(tmp_path, pictures):
     counts, errors = torch.stack(in_processes(_share, 2, str(tmp_path / "c"), pictures)).unbind(1)
     assert counts.tolist() == [2, 1]
     assert float(errors.max()) < 1e-6
+
+
+def test_runs_at_the_same_time_encode_each_picture_once(tmp_path, pictures):
+    counts = torch.stack(in_processes(_alone, 2, str(tmp_path / "c"), pictures))
+    assert sorted(counts.flatten().tolist()) == [0, 3]
+
+
+def _alone(rank: int, folder: str, pictures: list[str]) -> Tensor:
+    """A run of its own: no other process is known to it."""
+    torch.distributed.is_initialized = lambda: False
+
+    def slow(name: str) -> Tensor:
+        time.sleep(0.2)
+        return pixels_of(name)
+
+    return torch.tensor([encoded(make_cache(Path(folder), make_model(Sum())), "image", pictures, slow)])
 
 
 def results(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,7 @@ def test_a_dropped_file_is_gone_and_can_be_written_again(tmp_path):
 
 WRITER = """
 import sys
+import threading
 from pathlib import Path
 import torch
 from tests.training.test_feature_store import SETTINGS, features, ids
@@ -176,3 +178,33 @@ def test_the_folder_says_what_it_is(tmp_path):
     assert '"pad": "none"' in (store.folder / "key.json").read_text()
     assert "may be deleted" in store.described_size()
     assert load_file(shard(store)).keys() == {"features", "ids"}
+
+
+def test_who_fills_it_keeps_others_waiting(tmp_path, caplog):
+    caplog.set_level("INFO")
+    first, order = filled(tmp_path, 1), []
+    others = FeatureStore(tmp_path, "images", SETTINGS)
+
+    def wait() -> None:
+        with others.filling():
+            order.append("other")
+
+    with first.filling():
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(timeout=0.3)
+        assert thread.is_alive() and "another process is filling" in caplog.text
+        order.append("first")
+    thread.join(timeout=60)
+    assert order == ["first", "other"]
+
+
+def test_a_disk_without_locks_is_filled_all_the_same(tmp_path, monkeypatch, caplog):
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("no locks here")
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr("cliplab.training.feature_store.FileLock.acquire", refuse)
+    with filled(tmp_path, 1).filling():
+        pass
+    assert "can't be locked (no locks here)" in caplog.text

@@ -18,6 +18,9 @@ from cliplab.models.transformer import Indices, taken_indices
 from cliplab.registry import closest
 
 OWN_POOLERS = {"bert": "cls_pooler", "m2m_100": "cls_pooler"}  # where a config names none: open_clip's, else the mean
+# Encoders whose tokens see nothing of the padding behind them: it is cut off. Others may fold, shift or pad it.
+BLIND_TO_PADDING = {"albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "m2m_100", "modernbert"}
+BLIND_TO_PADDING |= {"mpnet", "mt5", "roberta", "t5", "xlm-roberta"}
 POOLERS = ("mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
 
 
@@ -41,7 +44,16 @@ class HFTextTower(TextTower):
 
     def forward_text(self, text: Tensor) -> Tensor:
         """Token ids [B, L] -> features [B, D], not unit length."""
+        text = self._without_padding(text)
         return self.pool(self._run(text).last_hidden_state, text)
+
+    def _without_padding(self, text: Tensor) -> Tensor:
+        """[B, L] -> [B, longest text], where that changes nothing; hooks of the encoder are to see all tokens."""
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.transformer.modules())
+        if self.config.model_type not in BLIND_TO_PADDING or hooked or torch.compiler.is_compiling():
+            return text
+        read = self.attention_mask(text).any(dim=0).nonzero()
+        return text[:, : int(read.max()) + 1] if len(read) else text
 
     def embed(self, text: Tensor) -> Tensor:
         """Token ids [B, L] -> token embeddings [B, L, W], without positions."""

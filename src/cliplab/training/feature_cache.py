@@ -179,15 +179,22 @@ class FeatureCache:
 
     def _fill(self, store: FeatureStore, wanted: Wanted) -> int:
         """Encode what is missing; how many that was. Processes of one run share the work and wait for each other."""
-        missing = [place for place, row in enumerate(store.find(wanted.ids)) if row < 0]
-        computed = len(missing)
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        parallel = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+        if not parallel:
+            if -1 not in store.find(wanted.ids):
+                return 0
+            with store.filling():
+                missing = _missing(store, wanted)
+                self._write(store, wanted.part(missing))
+            return len(missing)
+        with store.filling() if distributed.get_rank() == 0 else nullcontext():
+            distributed.barrier()  # other runs are done
+            missing = _missing(store, wanted)
             distributed.barrier()  # all have looked before the first one writes, so that the shares fit together
             self._write(store, wanted.part(missing[distributed.get_rank() :: distributed.get_world_size()]))
             distributed.barrier()
-            missing = [place for place, row in enumerate(store.find(wanted.ids)) if row < 0]  # on disks of their own
-        self._write(store, wanted.part(missing))
-        return computed
+            self._write(store, wanted.part(_missing(store, wanted)))  # on disks of their own
+        return len(missing)
 
     def _write(self, store: FeatureStore, wanted: Wanted) -> None:
         count = len(wanted.names)
@@ -226,6 +233,10 @@ class FeatureCache:
         if text not in self._told:
             self._told.add(text)
             log.info("feature cache: %s", text)
+
+
+def _missing(store: FeatureStore, wanted: Wanted) -> list[int]:
+    return [place for place, row in enumerate(store.find(wanted.ids)) if row < 0]
 
 
 class _Items(data.Dataset):

@@ -4,8 +4,8 @@ FOLDER/README.txt
 FOLDER/KIND-KEY/key.json                what the key stands for
 FOLDER/KIND-KEY/NAME.safetensors        a shard: features [N, D] as the tower gave them, ids uint8 [N, 16]
 
-A shard appears whole or not at all and is never changed, so any number of processes may read and write at once; what
-two of them compute at the same time is there twice or replaced by its equal.
+A shard appears whole or not at all and is never changed, so any number of processes may read and write at once. One
+that fills the table holds `filling`; where a file system knows no locks, rows that two compute are there twice.
 """
 
 import hashlib
@@ -14,11 +14,13 @@ import logging
 import os
 import uuid
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -79,6 +81,22 @@ class FeatureStore:
             raise OSError(str(error)) from error
         finally:
             scratch.unlink(missing_ok=True)
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Wait for another process that computes rows of this table, then keep others waiting."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.info("feature cache: another process is filling %s: waiting for it", self.folder)
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            log.info("feature cache: %s can't be locked (%s)", self.folder, error)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def make_folder(self) -> None:
         """Create the folder, with what it is for. Raises OSError where it can't be written."""
