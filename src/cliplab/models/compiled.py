@@ -22,11 +22,11 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 def compile_blocks(model: nn.Module, accelerator: str = "auto") -> bool:
     """Compile the repeated blocks of `model` in place; names of parameters stay. Whether it was possible.
 
-    `accelerator` as the Trainer takes it. Where torch.compile does not work there (no C++ compiler, no Triton) a warning
-    says why, and the model stays as it is. The first batch waits for the compiler: 75 to 100 s for a ViT-B-32 on two
-    CPU cores.
+    `accelerator` as the Trainer takes it. Where torch.compile does not work there (no C++ compiler, no Triton) a
+    warning says why, and the model stays as it is. The first batch waits for the compiler: 75 to 100 s for a ViT-B-32
+    on two CPU cores.
     """
-    found = None if accelerator == "cpu" else torch.accelerator.current_accelerator()
+    found = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
     device = found or torch.device("cpu")
     try:
         torch.compile(lambda x: (x + 1).relu())(torch.ones(8, device=device))
