@@ -40,7 +40,7 @@ def test_values_and_gradients_are_those_of_all_rows(monkeypatch: pytest.MonkeyPa
     weights = torch.randn(3, 2 * D, dtype=torch.float64)
 
     def run() -> list[Tensor]:
-        vectors = torch.cat(model.encode_pair(query, target), dim=1)
+        vectors = torch.cat(model.training_pairs(query, target)[0][:2], dim=1)
         return [vectors, *torch.autograd.grad((vectors * weights).sum(), list(model.parameters()), allow_unused=True)]
 
     seen = count(model, monkeypatch)
@@ -69,5 +69,5 @@ def test_statistics_and_dropout_see_every_row(
 ) -> None:
     model, (query, target) = make_model(vision).train(training), batch(vision["image_size"])
     seen = count(model, monkeypatch)
-    model.encode_pair(query, target)
+    model.training_pairs(query, target)
     assert seen == ([3, 2, 3] if training else [3, 2])

@@ -1,6 +1,8 @@
 """Losses by name: functions of (query [B, ...], target [B, D], scale, score) whose other parameters are their options.
 
-One that takes `target_id` [B] as well can count equal targets of a batch as positives (data.same_image=positives).
+Beside these a loss may take, by name: `target_id` [B], to count equal targets of a batch as positives
+(data.same_image=positives); `reference` [B, D], the unit features of the reference images, None where there are none;
+`bias` [], the learned bias of the logits.
 
 To add one: its file in this folder, its line below.
 """
@@ -12,4 +14,4 @@ from torch import Tensor
 from cliplab.losses.info_nce import info_nce
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"info_nce": info_nce}
-LOSS_INPUTS = ("query", "target", "scale", "score", "target_id")  # given by the training step, no options
+LOSS_INPUTS = ("query", "target", "scale", "score", "target_id", "reference", "bias")  # of the step, no options

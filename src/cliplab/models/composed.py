@@ -1,6 +1,6 @@
 """CLIP + composer: both sides of every retrieval task as query against target."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cliplab.data.images import normalized
 from cliplab.models.chunks import check_chunks, encode_in_chunks
 from cliplab.models.clip import DualEncoder
-from cliplab.models.composers import Composer, ImageOnly, TextOnly
+from cliplab.models.composers import Composer, ImageOnly, Pair, TextOnly
 from cliplab.models.composers.composer import unit
 from cliplab.models.repeats import encode_once
 
@@ -64,7 +64,13 @@ class ComposedRetriever(nn.Module):
             feature = self.encode_target(query)
             return dict.fromkeys(composers, feature)
         wanted = {name for composer in composers.values() if composer for name in composer.inputs}
-        extra: dict[str, object] = {}
+        reference, text, extra = self._parts_of(query, wanted)
+        assert None not in composers.values(), "a query of image and text needs a composer"
+        return {name: composer.compose(reference, text, **extra) for name, composer in composers.items() if composer}
+
+    def _parts_of(self, query: Mapping[str, Tensor], wanted: Collection[str]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """A query's features of image and text, not unit length, and what else composers take (their `inputs`)."""
+        extra: dict[str, Any] = {}
         if "image_tokens" in wanted:
             encode = self.clip.visual.forward_with_tokens
             reference, extra["image_tokens"] = self._in_chunks(query["image"], encode)
@@ -72,25 +78,34 @@ class ComposedRetriever(nn.Module):
             reference = self.image_features(query)
         if "text_tower" in wanted:
             extra |= {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
-        text = self.text_features(query)
-        assert None not in composers.values(), "a query of image and text needs a composer"
-        return {name: composer.compose(reference, text, **extra) for name, composer in composers.items() if composer}
+        # The text's own feature costs a pass; a composer that puts something into the text has no use for it.
+        text = self.text_features(query) if "vectors" in wanted else reference.new_empty(len(reference), 0)
+        return reference, text, extra
 
     def encode_target(self, target: Mapping[str, Tensor]) -> Tensor:
         """`{image}` or `{text}`, or features of one -> unit features [B, D]."""
         is_image = "image" in target or "image_features" in target
         return unit(self.image_features(target) if is_image else self.text_features(target))
 
-    def encode_pair(self, query: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """`encode_query` and `encode_target`; images that are on both sides are encoded once."""
-        shares = self.composer is not None and "image_tokens" not in self.composer.inputs
-        both = "image" in query and "image" in target and len(query) == 2
-        if not (shares and both and self.clip.visual.rows_are_independent):
-            return self.encode_query(query), self.encode_target(target)
-        images = self._images(torch.cat([query["image"], target["image"]]))
-        reference, encoded = images.tensor_split([len(query["image"])])
-        text = {name: value for name, value in query.items() if name != "image"}
-        return self.encode_query({"image_features": reference, **text}), unit(encoded)
+    def training_pairs(self, query: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[Pair]:
+        """What the loss compares for a training batch; images that are on both sides are encoded once."""
+        composer = self.composer
+        if composer is not None and composer.learns_from == "images":
+            return composer.training_pairs(None, None, self.image_features(target), text_tower=self.clip.text_tower)
+        if composer is not None and composer.learns_from == "texts":
+            extra = {"text_tower": self.clip.text_tower, "token_ids": query["text"]}
+            return composer.training_pairs(None, self.text_features(query), None, **extra)
+        if composer is None or len(query) == 1:
+            return [Pair(self.encode_target(query), self.encode_target(target))]
+        encoded = None
+        both = "image" in query and "image" in target and "image_tokens" not in composer.inputs
+        if both and self.clip.visual.rows_are_independent:
+            images = self._images(torch.cat([query["image"], target["image"]]))
+            reference, encoded = images.tensor_split([len(query["image"])])
+            query = {"image_features": reference} | {name: value for name, value in query.items() if name != "image"}
+        reference, text, extra = self._parts_of(query, composer.inputs)
+        encoded = self.image_features(target) if encoded is None else encoded
+        return composer.training_pairs(reference, text, encoded, **extra)
 
     def image_features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """`{image}` or what a frozen tower gave for it, `{image_features}` -> features [B, D], not unit length."""

@@ -1,5 +1,6 @@
 """The one LightningModule: query versus target, whatever the data set, the towers and the composer."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from cliplab.evaluation.linear_probe import LinearProbe
 from cliplab.evaluation.metrics import with_mean
 from cliplab.evaluation.scoring import CosineScorer, JointScorer, Scorer
 from cliplab.models.composed import ComposedRetriever
+from cliplab.models.composers import Pair
 from cliplab.training.optim import ParameterGroup, adamw, not_finite, parameter_groups, warmup_then
 
 Loss = Callable[..., Tensor]  # of query, target, scale, score, and target_id where equal targets are positives
@@ -33,21 +35,29 @@ class RetrievalModule(L.LightningModule):
         super().__init__()
         self.model, self.loss, self.optim, self.seed = model, loss, optim, seed
         self.positives = positives  # the loss counts equal targets of a batch as positives
+        self.loss_inputs = frozenset(inspect.signature(loss).parameters)
         self.evaluators: list[Evaluator] = []
         self.outcome: Outcome = {}
         self.probe: LinearProbe | None = None  # fitted beside the test by training/classification.py
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch in the vocabulary of data/datamodule.py -> scalar loss."""
-        query, target = self.model.encode_pair(batch["query"], batch["target"])
-        same = {"target_id": batch["target_id"]} if self.positives else {}
-        loss = self.loss(query, target, self.model.scale, self.model.score, **same)
+        pairs = self.model.training_pairs(batch["query"], batch["target"])
+        loss = torch.stack([pair.weight * self._loss_of(pair, batch) for pair in pairs]).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()} at step {self.global_step}; {not_finite(self)}")
-        size = len(target)
+        size = len(pairs[0].target)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=self.trainer.world_size > 1)
         self.log("train/scale", self.model.scale, batch_size=size)
         return loss
+
+    def _loss_of(self, pair: Pair, batch: dict[str, Any]) -> Tensor:
+        """With those of LOSS_INPUTS that it takes."""
+        given: dict[str, Tensor | None] = {"reference": pair.reference, "bias": self.model.clip.logit_bias}
+        if self.positives:
+            given["target_id"] = batch["target_id"]
+        wanted = {name: value for name, value in given.items() if name in self.loss_inputs}
+        return self.loss(pair.query, pair.target, self.model.scale, self.model.score, **wanted)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Each step draws from a seed of its own, so that a resumed run repeats the uninterrupted one."""

@@ -3,9 +3,11 @@
 from cliplab.models.composers.artemis import Artemis
 from cliplab.models.composers.baselines import ImageOnly, TextOnly
 from cliplab.models.composers.combiner import Combiner
-from cliplab.models.composers.composer import Composer
+from cliplab.models.composers.composer import Composer, Pair
 from cliplab.models.composers.sum import Sum
 from cliplab.models.composers.tirg import TIRG
+
+__all__ = ["COMPOSERS", "Composer", "ImageOnly", "Pair", "TextOnly"]
 
 COMPOSERS: dict[str, type[Composer]] = {
     "image_only": ImageOnly,

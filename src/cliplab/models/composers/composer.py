@@ -1,12 +1,22 @@
 """What a composer is: reference image + modification text -> query."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Inputs = Literal["vectors", "image_tokens", "text_tower"]
 Output = Literal["vector", "score", "rerank"]
+Lesson = Literal["triplets", "images", "texts"]
+
+
+class Pair(NamedTuple):
+    """What a loss compares: row i of `query` belongs to row i of `target`; the step adds `weight` times its loss."""
+
+    query: Tensor  # [B, D] of unit length, or [B, P, D] of a composer that scores
+    target: Tensor  # [B, D], of unit length
+    weight: float = 1.0
+    reference: Tensor | None = None  # [B, D], the reference images as targets are encoded, of unit length
 
 
 class Composer(nn.Module):
@@ -17,14 +27,27 @@ class Composer(nn.Module):
     [B, L].
     `output` says how a query is compared (indexing and evaluation read it): `vector` by its cosine with the target,
     `score` by the composer's own `score`.
+    `learns_from` says what a training batch has to give: `triplets` of reference, text and target, or only `images` or
+    only `texts` of any data set (zero-shot composers); `training_pairs` makes of it what the loss compares.
     """
 
     inputs: ClassVar[frozenset[Inputs]] = frozenset({"vectors"})
     output: ClassVar[Output] = "vector"
+    learns_from: ClassVar[Lesson] = "triplets"
 
     def compose(self, reference: Tensor, text: Tensor, **extra: Any) -> Tensor:
         """Un-normalised features [B, D] of image and text -> unit query [B, D] (or [B, P, D] with output `score`)."""
         raise NotImplementedError
+
+    def training_pairs(
+        self, reference: Tensor | None, text: Tensor | None, target: Tensor | None, **extra: Any
+    ) -> list[Pair]:
+        """Un-normalised features [B, D] of a training batch, those that `learns_from` does not name are None.
+
+        `extra` as `compose` takes it. Unless overridden: the composed query against its target.
+        """
+        assert reference is not None and text is not None and target is not None
+        return [Pair(self.compose(reference, text, **extra), unit(target), reference=unit(reference))]
 
     def score(self, query: Tensor, gallery: Tensor) -> Tensor:
         """Queries [Q, ...], unit gallery [G, D] -> scores_qg [Q, G], higher is better; cosine unless overridden."""
