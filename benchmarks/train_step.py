@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import Row, Timings, show
+from benchmarks.measure import Row, Timings, in_new_process, show
 from benchmarks.peers import OpenCLIPStep, batches, open_clip_model
 from benchmarks.products import Recorder
 from cliplab import build
@@ -139,8 +139,16 @@ def main() -> None:
     given = parser.parse_args()
     overrides = [word for word in given.archs if "=" in word]
     archs = [word for word in given.archs if "=" not in word] or ["ViT-B-32", "RN50", "ViT-B-16"]
-    found = [rows(arch, p, given.batch, given.rounds, overrides) for arch in archs for p in given.precision]
-    show([row for part in found for row in part], "train step")
+    asked = [(arch, precision) for arch in archs for precision in given.precision]
+    if len(asked) == 1:
+        show(rows(*asked[0], given.batch, given.rounds, overrides), "train step")
+        return
+    found: list[Row] = []
+    for arch, precision in asked:  # a process each: two models, their optimisers and all operands take up to 10 GB
+        options = ("--precision", precision, "--batch", str(given.batch), "--rounds", str(given.rounds))
+        told = in_new_process("benchmarks.train_step", arch, *overrides, *options)
+        found += [Row(**row) for row in told]
+    show(found, "train step")
 
 
 if __name__ == "__main__":
