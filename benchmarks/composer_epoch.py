@@ -2,7 +2,7 @@
 
 python -m benchmarks.composer_epoch [TRIPLETS BATCH]: 18,000 triplets in batches of 4,096 unless given.
 ViT-B-32 with random weights, projection 2,048, hidden 4,096. Ours is an epoch of a run: Trainer, loader over a feature
-store on disk, clipping, the optimiser of training/optim.py. The other side is stage 2 as CLIP4Cir does it, rewritten:
+store on disk, clipping, fused AdamW. The other side is stage 2 as CLIP4Cir does it, rewritten:
 open_clip's towers without gradient, then our step; the towers are timed on a few triplets and projected, and decoding
 pictures is left out of it.
 """
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import Row, Timings, gemm_seconds, interleave, show
+from cliplab.cli import keep_freed_memory
 from cliplab.config import OptimConfig
 from cliplab.data.dataset import TRAIN_FEATURES
 from cliplab.data.images import ImageTransform, Preprocess
@@ -157,6 +158,7 @@ def rows_of(timings: Timings, triplets: int, precision: str, dropout: float, siz
 
 def main(arguments: list[str]) -> None:
     """Measure and print."""
+    keep_freed_memory()  # as train.py does
     triplets, batch = map(int, arguments or (18_000, 4_096))
     steps = triplets // batch
     rows: list[Row] = []

@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter
 from PIL import Image
 
 from benchmarks.measure import Row, Timings, interleave, machine, show
@@ -109,6 +110,7 @@ def main() -> None:
         axis.plot(sizes, seconds, "o-", label="measured")
         axis.plot(sizes, [seconds[-1] * size / sizes[-1] for size in sizes], "--", color="grey", label="linear")
         axis.set(title=f"{title}: ~ n^{power:.2f}", xlabel=what, ylabel="seconds", ylim=0)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.legend()
         growth, expected = seconds[-1] / seconds[0], sizes[-1] / sizes[0]
         notes = f"cost ~ n^{power:.2f}; {seconds[-1]:.2f} s at {sizes[-1]:,}"

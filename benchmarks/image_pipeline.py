@@ -21,7 +21,7 @@ from benchmarks.measure import Row, interleave, show
 from cliplab.data.geometry import Preprocess
 from cliplab.data.images import ImageTransform, normalized
 
-COUNT, SIZE, BATCH = 240, (500, 375), 48
+COUNT, SIZE, BATCH = 480, (500, 375), 48
 
 
 def write_pictures(folder: Path) -> list[str]:

@@ -20,6 +20,7 @@ from benchmarks.measure import Row, Timings, in_new_process, show
 from benchmarks.peers import OpenCLIPStep, batches, open_clip_model
 from benchmarks.products import Recorder
 from cliplab import build
+from cliplab.cli import keep_freed_memory
 from cliplab.config import merge_config, read_overrides
 from cliplab.run import RunDirectory
 
@@ -131,6 +132,7 @@ def rows(arch: str, precision: str, batch_size: int, rounds: int, overrides: lis
 
 def main() -> None:
     """Measure and print."""
+    keep_freed_memory()  # as train.py does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("archs", nargs="*", default=[])
     parser.add_argument("--precision", nargs="+", choices=TOLERANCE, default=list(TOLERANCE))

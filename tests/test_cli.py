@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -133,3 +134,27 @@ def test_help_lists_the_configs_with_their_headlines(
     text = help_text(capsys)
     assert "configs:\n  configs/a.yaml  Learn from scratch.\n  configs/b.yaml  90 % of the pictures.\n" in text
     assert "Train a thing." in text and "--config FILE" in text and "key=value" in text
+
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from cliplab.cli import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(2**26, dtype=np.uint8).fill(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize(("told", "kept"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "1000000"}, False)])
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(told, kept):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment | told, capture_output=True, text=True)
+    assert (int(done.stdout) < 1000) == kept, done.stderr

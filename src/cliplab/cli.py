@@ -1,6 +1,7 @@
 """What the entry scripts share: two flags and key=value, and user errors as exit code 2."""
 
 import argparse
+import ctypes
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from cliplab.errors import UserError, message_of
 
 EXIT_USER_ERROR = 2
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def parse(description: str, flags: Sequence[str], arguments: Sequence[str]) -> argparse.Namespace:
@@ -42,6 +44,7 @@ def run_script(main: Callable[[Sequence[str]], None]) -> None:
     # OpenMP threads that spin while they wait make a training step 5 times slower as soon as anything else needs a core
     # (measured on 2 cores, with one loader process); sleeping threads cost nothing on an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     _set_up_logging()
     arguments = sys.argv[1:]
     try:
@@ -51,6 +54,20 @@ def run_script(main: Callable[[Sequence[str]], None]) -> None:
             raise
         sys.stderr.write(f"error: {message_of(error)}\n")
         sys.exit(EXIT_USER_ERROR)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next tensor, unless the environment already tells it what to do.
+
+    It gives blocks of 32 MB and more back at once, and the system then zeroes the next one page by page: an epoch of a
+    Combiner (batch 4,096) took 1.1 to 1.4 times as long, with 10 % less memory at its peak.
+    """
+    told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    if sys.platform == "linux" and not told:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others manage memory in their own way
+        if mallopt is not None:
+            mallopt(_M_MMAP_MAX, 0)
+            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _set_up_logging() -> None:
