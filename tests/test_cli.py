@@ -137,13 +137,18 @@ def test_help_lists_the_configs_with_their_headlines(
 
 
 FAULTS = """
-import resource, sys
-import numpy as np
+import ctypes, resource
 from cliplab.cli import keep_freed_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.memset.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.empty(2**26, dtype=np.uint8).fill(1)
+    block = libc.malloc(2**26)
+    libc.free(libc.memset(block, 1, 2**26))
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 keep_freed_memory()
