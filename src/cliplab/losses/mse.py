@@ -12,5 +12,5 @@ def mse(query: Tensor, target: Tensor, scale: Tensor, score: Score = cosine_scor
     `scale` and `score` have no part in it. No row knows of another, so nothing is gathered: DDP's mean over processes
     of equal batches is the mean over all rows. Of unit vectors it is (2 - 2 cosine) / D.
     """
-    kept = (x.float() if x.dtype.itemsize < 4 else x for x in (query, target))
-    return F.mse_loss(*kept)
+    query, target = (x.float() if x.dtype.itemsize < 4 else x for x in (query, target))
+    return F.mse_loss(query, target)

@@ -7,7 +7,16 @@ from cliplab.models.composers.bidirectional import Bidirectional
 from cliplab.models.composers.combiner import Combiner
 from cliplab.models.text_transformer import TextTransformer
 from tests.models.composers.test_combiner import by_hand as combined
-from tests.models.composers.text_towers import WIDTH, D, assert_same, embedded, make_tower, make_words, plain_feature, to_unit
+from tests.models.composers.text_towers import (
+    WIDTH,
+    D,
+    assert_same,
+    embedded,
+    make_tower,
+    make_words,
+    plain_feature,
+    to_unit,
+)
 
 TEXTS = ["is long", "", "red " * 20, "blue and striped"]  # the third fills the context
 

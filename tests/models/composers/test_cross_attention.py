@@ -49,10 +49,10 @@ def fed_forward(layers: torch.nn.Sequential, row: Tensor) -> Tensor:
 def resampled(resampler: Resampler, tokens: Tensor) -> list[Tensor]:
     x = [resampler.project.weight @ token + resampler.project.bias for token in tokens]
     z = list(resampler.latents)
-    for own, attention, layers in zip(resampler.norms, resampler.attentions, resampler.mlps, strict=True):
-        context = [norm(own, row) for row in x] + [norm(attention.norm, row) for row in z]
-        z = [row + seen for row, seen in zip(z, attended(attention, z, context), strict=True)]
-        z = [row + fed_forward(layers, row) for row in z]
+    for layer in resampler.layers:
+        context = [norm(layer.norm, row) for row in x] + [norm(layer.attention.norm, row) for row in z]
+        z = [row + seen for row, seen in zip(z, attended(layer.attention, z, context), strict=True)]
+        z = [row + fed_forward(layer.mlp, row) for row in z]
     return [norm(resampler.norm, row) for row in z]
 
 
@@ -65,7 +65,9 @@ def looked(layer: GatedLayer, x: list[Tensor], z: list[Tensor]) -> list[Tensor]:
 def by_hand(composer: CrossAttention, tower: TextTransformer, tokens: Tensor, ids: list[int]) -> Tensor:
     """One text [from its start to its end] that looks at one picture -> feature [D]."""
     z = resampled(composer.resampler, tokens)
-    x = torch.stack([tower.token_embedding.weight[number] + tower.positional_embedding[p] for p, number in enumerate(ids)])
+    x = torch.stack(
+        [tower.token_embedding.weight[number] + tower.positional_embedding[p] for p, number in enumerate(ids)]
+    )
     for number, block in enumerate(tower.transformer.resblocks, start=1):
         x = block(x[None], causal=True)[0]
         if number % composer.every == 0:

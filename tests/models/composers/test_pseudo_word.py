@@ -14,7 +14,7 @@ from cliplab.models.composers.pseudo_word import PseudoWord
 from cliplab.models.hf_text import HFTextTower
 from cliplab.models.text_transformer import TextTower
 from cliplab.tokenizer import Tokenizer
-from tests.models.composers.text_towers import D, KNOWN, LENGTH, SIZES, make_tower, make_words
+from tests.models.composers.text_towers import KNOWN, LENGTH, SIZES, D, make_tower, make_words
 from tests.models.test_hf_text import folder_of
 from tests.words import FRAMES, Words
 
@@ -48,7 +48,9 @@ def make(kind: str, tmp_path: Path) -> tuple[TextTower, Words]:
 def test_a_picture_whose_word_is_red_reads_as_red(kind: str, tmp_path: Path) -> None:
     """Towers pool and mask as if the word stood there; also where the text fills the context, or is empty."""
     tower, words = make(kind, tmp_path)
-    composer = PseudoWord(Constant(tower.embed(words("red"))[0, words("red")[0] == 12][0]), "a $ that {}", words).double()
+    composer = PseudoWord(
+        Constant(tower.embed(words("red"))[0, words("red")[0] == 12][0]), "a $ that {}", words
+    ).double()
     texts = ["is long", "", "a photo of $ long", "* blue", "is " * 20, "$ and $"]
     readable = ["a red that is long", "a red that", "a photo of red long", "red blue", "a red that" + " is" * 20]
     query = composer.compose(torch.ones(6, D), torch.empty(6, 0), text_tower=tower, token_ids=words.batch(*texts))

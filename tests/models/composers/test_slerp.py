@@ -17,7 +17,10 @@ def by_hand(alpha: float, i: Tensor, t: Tensor) -> Tensor:
         c = image @ text
         if abs(c) <= 0.9995:
             theta = torch.acos(c)
-            q = torch.sin((1 - alpha) * theta) * image / torch.sin(theta) + torch.sin(alpha * theta) * text / theta.sin()
+            q = (
+                torch.sin((1 - alpha) * theta) * image / torch.sin(theta)
+                + torch.sin(alpha * theta) * text / theta.sin()
+            )
         else:
             q = image + alpha * (text - image)
         rows.append(q / q.norm())

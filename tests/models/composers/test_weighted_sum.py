@@ -21,7 +21,9 @@ def test_values_and_gradients(weight: float, learned: bool) -> None:
         with torch.no_grad():
             parameters[0] += 0.3
     w = 1 / (1 + torch.exp(-parameters[0])) if learned else weight
-    rows = [w * text / text.square().sum().sqrt() + (1 - w) * image / image.norm() for image, text in zip(i, t, strict=True)]
+    rows = [
+        w * text / text.square().sum().sqrt() + (1 - w) * image / image.norm() for image, text in zip(i, t, strict=True)
+    ]
     expected = torch.stack([row / row.norm() for row in rows])
     query = composer.compose(i, t)
     torch.testing.assert_close(query, expected)

@@ -34,7 +34,9 @@ class CrossAttention(Composer):
     ) -> None:
         super().__init__()
         if text_blocks is None:
-            raise UserError("composer 'cross_attention' works between the blocks of CLIP's text tower; this one has none")
+            raise UserError(
+                "composer 'cross_attention' needs the blocks of CLIP's text tower, which this model has not"
+            )
         if min(latents, depth, heads, every) < 1 or text_width % heads or every > text_blocks:
             raise UserError(
                 f"composer 'cross_attention' needs latents, depth, heads and every of 1 or more, heads that divide the "
@@ -71,19 +73,29 @@ class Resampler(nn.Module):
         super().__init__()
         self.latents = nn.Parameter(torch.randn(latents, width))
         self.project = nn.Linear(image_width, width)
-        self.norms = nn.ModuleList(LayerNorm(width) for _ in range(depth))
-        self.attentions = nn.ModuleList(Attention(width, heads) for _ in range(depth))
-        self.mlps = nn.ModuleList(mlp(width) for _ in range(depth))
+        self.layers = nn.ModuleList(ResamplerLayer(width, heads) for _ in range(depth))
         self.norm = LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Image tokens [B, N, V] -> latents [B, R, W]."""
         x = self.project(tokens)
         z = self.latents.to(x.dtype).expand(len(x), -1, -1)
-        for norm, attention, layers in zip(self.norms, self.attentions, self.mlps, strict=True):
-            z = z + attention(z, torch.cat([norm(x), attention.norm(z)], dim=1))
-            z = z + layers(z)
+        for layer in self.layers:
+            z = layer(z, x)
         return self.norm(z)
+
+
+class ResamplerLayer(nn.Module):
+    """The attention of the latents and their MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm, self.attention, self.mlp = LayerNorm(width), Attention(width, heads), mlp(width)
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """Latents [B, R, W], image [B, N, W] -> [B, R, W]."""
+        z = z + self.attention(z, torch.cat([self.norm(x), self.attention.norm(z)], dim=1))
+        return z + self.mlp(z)
 
 
 class GatedLayer(nn.Module):

@@ -65,9 +65,10 @@ def single_words(words: tuple[str, ...], frame: TextFrame, tokenizer: Tokenize) 
 def _parts_of(prompt: str, frame: TextFrame, tokenizer: Tokenize, placeholders: Tensor) -> dict[str, Tensor]:
     """The ids `before` and `after` the {} of a prompt, and those of the prompt up to its placeholder `alone` [1, L]."""
     head, braces, tail = prompt.partition("{}")
+    known = " or ".join(PLACEHOLDERS)
     places = [place for word in PLACEHOLDERS if (place := prompt.find(word)) >= 0]
     if not braces or len(places) != 1:
-        raise UserError(f"prompt='{prompt}' needs one {{}} for the text and one placeholder, {' or '.join(PLACEHOLDERS)}")
+        raise UserError(f"prompt='{prompt}' needs one {{}} for the text and one placeholder, {known}")
     before, after = (frame.words(tokenizer(part)) for part in (head, tail))
     if not torch.isin(torch.cat([before, after]), placeholders).any():
         raise UserError(
