@@ -155,3 +155,18 @@ def test_the_captions_of_a_data_set_can_be_named(tiny_config, tmp_path):
     config = load_config(tiny_config, ["data.annotations=captions.json"])
     with pytest.raises(UserError, match="data.annotations=captions.json: data.name=wardrobe has files of fixed names"):
         build.check(config)
+
+
+@pytest.mark.parametrize(
+    ("composer", "columns"),
+    [("combiner", ("reference", "target", "texts")), ("pic2word", ("target",)), ("lincir", ("texts",))],
+)
+def test_a_training_batch_is_what_the_composer_learns_from(tiny_config, composer, columns):
+    given = [f"model.composer={composer}", "model.freeze=[image_encoder,text_encoder]", "data.feature_cache=null"]
+    config = load_config(tiny_config, given)
+    model, built_from = build.build_model(config)
+    data = build.build_datamodule(config, build.build_dataset(config), model, built_from)
+    assert data.columns == columns
+    batch = next(iter(data.train_dataloader()))
+    found = {name for name, role in (("texts", "query"), ("target", "target")) if batch[role]}
+    assert found == {*columns} - {"reference"} and ("image" in batch["query"]) == ("reference" in columns)

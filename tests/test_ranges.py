@@ -1,8 +1,10 @@
 import pytest
 
+from cliplab.build import build_protocol
 from cliplab.config import Config, merge_config, read_overrides
 from cliplab.errors import UserError
-from cliplab.ranges import check_ranges
+from cliplab.models.composers import COMPOSERS
+from cliplab.ranges import check_lesson, check_ranges
 
 
 def test_the_defaults_are_inside():
@@ -53,3 +55,34 @@ def test_zero_shot_happens_in_a_validation():
     with pytest.raises(UserError, match="zero_shot.every_n_epochs must be a multiple of .*epoch=2, got 3"):
         check_ranges(merge_config([("command line", read_overrides(given))]))
     check_ranges(merge_config([("command line", read_overrides([given[0], "zero_shot.every_n_epochs=4"]))]))
+
+
+def lesson_of(*overrides: str) -> None:
+    config = merge_config([("command line", read_overrides(overrides))])
+    check_lesson(config, build_protocol(config), COMPOSERS)
+
+
+FROZEN = "model.freeze=[temperature,image_encoder,text_encoder]"
+
+
+def test_composers_that_learn_from_images_or_texts_need_frozen_towers():
+    wanted = r"pic2word learns from images alone .*model.freeze=\[text_encoder,image_encoder\]"
+    with pytest.raises(UserError, match=wanted):
+        lesson_of("model.composer.name=pic2word", "model.freeze=[text_encoder]")
+    lesson_of("model.composer.name=pic2word", FROZEN)
+    lesson_of("model.composer.name=combiner")
+
+
+def test_a_composer_whose_pairs_are_not_unit_vectors_names_its_loss():
+    with pytest.raises(UserError, match="lincir is trained with loss.name=mse, not info_nce"):
+        lesson_of("model.composer.name=lincir", FROZEN)
+    lesson_of("model.composer.name=lincir", "loss.name=mse", FROZEN)
+    lesson_of("model.composer.name=combiner", "loss.name=mse")
+
+
+def test_a_validation_that_never_changes_stops_nothing():
+    stopping, captions = "trainer.early_stopping_patience=2", "data.name=wardrobe_captions"
+    with pytest.raises(UserError, match="early_stopping_patience.*set it to null"):
+        lesson_of("model.composer.name=pic2word", FROZEN, captions, stopping)
+    lesson_of("model.composer.name=pic2word", FROZEN, stopping)
+    lesson_of(captions, stopping, "model.freeze=[image_encoder]")

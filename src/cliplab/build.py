@@ -23,11 +23,11 @@ from cliplab.errors import UserError
 from cliplab.losses import LOSS_INPUTS, LOSSES
 from cliplab.models.attention import set_attention
 from cliplab.models.compiled import compile_blocks
-from cliplab.models.composed import PARTS, ComposedRetriever
+from cliplab.models.composed import COMPOSER_INPUTS, PARTS, ComposedRetriever, composer_inputs
 from cliplab.models.composers import COMPOSERS
 from cliplab.pretrained import build as build_dual_encoder
 from cliplab.pretrained import build_towers, tokenizer_of
-from cliplab.ranges import check_monitor, check_ranges
+from cliplab.ranges import check_lesson, check_monitor, check_ranges, tells_epochs_apart
 from cliplab.registry import build_part, check_part, closest, lookup
 from cliplab.sources import Source, check_source, find_source, overridden
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from cliplab.training.module import RetrievalModule
 
 log = logging.getLogger(__name__)
-COMPOSER_INPUTS = ("embed_dim",)  # given by the model, no option
 
 
 def check(config: Config, train: bool = True, from_checkpoint: bool = False) -> RetrievalDataset:
@@ -60,6 +59,7 @@ def check(config: Config, train: bool = True, from_checkpoint: bool = False) -> 
     if config.linear_probe and isinstance(dataset, ImageFolderDataset):
         dataset.check_probe()
     if train:
+        check_lesson(config, protocol, COMPOSERS)
         check_monitor(config, dataset.benchmarks(protocol, "val"), protocol)
     if not from_checkpoint:
         check_source(config.model.arch, config.model.weights)
@@ -146,7 +146,8 @@ def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tupl
     if config.model.compile:
         compile_blocks(clip, config.trainer.accelerator)
     part, preprocess = config.model.composer, source.preprocess
-    composer = build_part("composer", COMPOSERS, part, embed_dim=clip.embed_dim) if part is not None else None
+    given = composer_inputs(clip, tokenizer_of(clip.architecture)) if part is not None else {}
+    composer = build_part("composer", COMPOSERS, part, **given) if part is not None else None
     model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, config.model.fixed_scale)
     model.freeze(config.model.freeze)
     model.set_chunk_size(config.model.chunk_size)
@@ -190,6 +191,7 @@ def build_datamodule(
         crop_scale=data.crop_scale,
         flip=data.flip,
         image_backend=data.image_backend,
+        learns_from=model.composer.learns_from if model.composer is not None else "triplets",
     )
     towers = [each for each in ("image", "text") if not train or f"{each}_encoder" in config.model.freeze]
     if data.feature_cache is not None and towers:
@@ -226,21 +228,16 @@ def build_trainer(config: Config, run: RunDirectory) -> L.Trainer:
 
     trainer = config.trainer
     folder = run.path / "checkpoints"
+    checkpoint = partial(callbacks.ModelCheckpoint, folder, enable_version_counter=False)
     used: list[Any] = [
-        callbacks.ModelCheckpoint(
-            folder,
-            "best",
-            monitor=trainer.monitor,
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=False,
-        ),
-        callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
+        checkpoint("last", save_on_train_epoch_end=True),
         callbacks.LearningRateMonitor("step"),
         ProgressBar(leave=True),
         RetrievalPictures(run.path / "pictures"),
         *([Probe()] if config.linear_probe else []),
     ]
+    if tells_epochs_apart(config, build_protocol(config)):
+        used.insert(0, checkpoint("best", monitor=trainer.monitor, mode="max", save_on_train_epoch_end=False))
     zero_shot = build_zero_shot(config)
     if zero_shot is not None:
         options = config.zero_shot

@@ -1,14 +1,17 @@
 """Which values the options of a run may have, beyond their types."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cliplab.benchmark import Benchmark, Protocol
 from cliplab.config import Config
 from cliplab.errors import UserError
 from cliplab.evaluation.metrics import metric_names
+from cliplab.models.composers import Composer
 from cliplab.registry import closest
+
+_TOWERS = ("image_encoder", "text_encoder")
 
 
 def check_ranges(config: Config) -> None:
@@ -36,6 +39,30 @@ def check_monitor(config: Config, benchmarks: list[Benchmark], protocol: Protoco
         raise UserError(
             f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}"
         )
+
+
+def check_lesson(config: Config, protocol: Protocol, composers: Mapping[str, type[Composer]]) -> None:
+    """Raise UserError unless the config trains the composer the way its `learns_from` and `losses` say."""
+    part, loss, frozen = config.model.composer, config.loss["name"], config.model.freeze
+    if part is not None:
+        name, composer = part["name"], composers[part["name"]]
+        if composer.losses is not None and loss not in composer.losses:
+            raise UserError(f"the composer {name} is trained with loss.name={' or '.join(composer.losses)}, not {loss}")
+        if composer.learns_from != "triplets" and not {*_TOWERS} <= {*frozen}:
+            raise UserError(
+                f"the composer {name} learns from {composer.learns_from} alone what frozen towers make of them: set "
+                f"model.freeze=[{','.join(dict.fromkeys((*frozen, *_TOWERS)))}]"
+            )
+    if config.trainer.early_stopping_patience is not None and not tells_epochs_apart(config, protocol):
+        raise UserError(
+            "trainer.early_stopping_patience: with frozen towers and queries that are not composed every validation "
+            "gives the same; set it to null"
+        )
+
+
+def tells_epochs_apart(config: Config, protocol: Protocol) -> bool:
+    """Whether the validation asks anything of what is trained: not of a composer where no query is composed."""
+    return protocol.hit == "single_target" or not {*_TOWERS} <= {*config.model.freeze}
 
 
 def _between(low: float, high: float = math.inf, open_low: bool = False) -> Callable[[float], bool]:

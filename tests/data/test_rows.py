@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cliplab.data.dataset import GALLERY_FEATURES, QUERY_FEATURES, TRAIN_FEATURES
 from cliplab.data.images import ImageTransform, Preprocess
-from cliplab.data.rows import EvalRows, TrainRows, cached_rows, evaluation_columns, training_columns
+from cliplab.data.rows import LESSONS, EvalRows, TrainRows, cached_rows, evaluation_columns, training_columns
 
 TABLE = Dataset.from_dict(
     {
@@ -112,3 +112,25 @@ def test_tables_of_an_evaluation_share_one_question():
     rows = EvalRows(GALLERY, "target", Transform(Preprocess()), tokenize, {"image": cached[1, "image"]})
     batch = rows.__getitems__([0])
     assert set(batch["target"]) == {"image_row"} and batch["target_id"].tolist() == [0] == batch["row_id"].tolist()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(("lesson", "inputs"), [("images", {("target", "image")}), ("texts", {("query", "text")})])
+def test_images_or_texts_alone_read_nothing_else(lesson, inputs, cached, monkeypatch):
+    source = Source(("image", "text")) if cached else None
+    columns = LESSONS[lesson]
+    plain = rows_of(source).__getitems__([(2, 1), (0, 1)])
+    forbidden = (lambda *_: pytest.fail("a text was read")) if lesson == "images" else tokenize
+    if lesson == "texts":
+        monkeypatch.setattr(Transform, "__call__", lambda *_: pytest.fail("a picture was read"))
+    known = cached_rows(source, training_columns(TABLE, columns), LOADS, None, training=True)
+    rows = TrainRows(TABLE, Transform(Preprocess()), forbidden, 0, known, columns)
+    batch = rows.__getitems__([(2, 1), (0, 1)])
+    suffix = "_row" if cached else ""
+    found = {(role, name) for role in ("query", "target") for name in batch[role]}
+    assert found == {(role, name + suffix) for role, name in inputs}
+    for role, name in found:
+        assert torch.equal(batch[role][name], plain[role][name]), "the same as where all is read"
+    assert batch["target_id"].tolist() == [20, 20]
+    if source is not None:
+        assert set(known) == set(columns)

@@ -7,9 +7,15 @@ from torch import Tensor
 
 from cliplab.losses.info_nce import info_nce
 from cliplab.models.clip import CLIP, CustomTextCLIP
-from cliplab.models.composed import PARTS, ComposedRetriever
-from cliplab.models.composers import COMPOSERS, Artemis, Combiner, Composer, ImageOnly, Sum, TextOnly
+from cliplab.models.composed import PARTS, ComposedRetriever, composer_inputs
+from cliplab.models.composers import COMPOSERS, Composer, ImageOnly, TextOnly
+from cliplab.models.composers.artemis import Artemis
+from cliplab.models.composers.combiner import Combiner
+from cliplab.models.composers.cross_attention import CrossAttention
+from cliplab.models.composers.pseudo_word import PseudoWord
+from cliplab.models.composers.sum import Sum
 from cliplab.registry import build_part
+from tests.words import Words
 
 VISION = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
 TEXT = {"context_length": 6, "vocab_size": 20, "width": 24, "heads": 2, "layers": 1}
@@ -37,7 +43,10 @@ def make_model(composer: Composer | None = None, **options: Any) -> ComposedRetr
 
 
 def make_composer(name: str) -> Composer:
-    return build_part("composer", COMPOSERS, {"name": name}, embed_dim=D)
+    """With a prompt that leaves room within six tokens."""
+    options = {"prompt": "$ {}"} if issubclass(COMPOSERS[name], PseudoWord) else {}
+    given = composer_inputs(CLIP(D, VISION, TEXT), Words("a $ *", 6, (None, 19, 0)))
+    return build_part("composer", COMPOSERS, {"name": name, **options}, **given)
 
 
 def make_query(seed: int = 0) -> dict[str, Tensor]:
@@ -201,6 +210,9 @@ def test_freezing_again_keeps_what_is_frozen() -> None:
 @pytest.mark.parametrize("name", COMPOSERS)
 def test_gradients_reach_every_trainable_parameter(name: str) -> None:
     model = make_model(make_composer(name)).train()
+    if isinstance(model.composer, CrossAttention):
+        for layer in model.composer.layers:  # closed gates let nothing through
+            torch.nn.init.constant_(layer.gates, 0.5)
     query, target = make_query(), {"image": make_query(1)["image"]}
     info_nce(model.encode_query(query), model.encode_target(target), model.scale, model.score).backward()
     not_used = model.part_parameters()["text_encoder"] if name == "image_only" else []
@@ -209,6 +221,24 @@ def test_gradients_reach_every_trainable_parameter(name: str) -> None:
         reached = parameter.grad is not None and bool(parameter.grad.any())
         assert reached == (id(parameter) not in unused), key
         assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), key
+
+
+def test_composers_that_learn_from_images_or_texts_alone_get_no_more() -> None:
+    query, target = make_query(), {"image": make_query(1)["image"]}
+    model = make_model(make_composer("pic2word")).eval()
+    features, tower = model.image_features(target), model.clip.text_tower
+    (pair,), (expected,) = (
+        model.training_pairs({}, target),
+        model.composer.training_pairs(None, None, features, text_tower=tower),
+    )
+    torch.testing.assert_close(pair[:2], expected[:2])
+    model = make_model(make_composer("lincir")).eval()
+    torch.manual_seed(4)
+    (pair,) = model.training_pairs({"text": query["text"]}, {})
+    torch.manual_seed(4)
+    given = {"text_tower": model.clip.text_tower, "token_ids": query["text"]}
+    (expected,) = model.composer.training_pairs(None, model.text_features(query), None, **given)
+    torch.testing.assert_close(pair[:2], expected[:2])
 
 
 def test_a_dual_encoder_trains_without_a_composer() -> None:

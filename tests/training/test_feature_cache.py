@@ -96,6 +96,13 @@ def test_a_run_over_features_equals_one_over_pictures(composer, tiny_config, tmp
     assert len(decoded) <= 2, "one of each file, to see whether it is still true"
 
 
+@pytest.mark.parametrize("composer", ["cross_attention", "bidirectional", "pic2word", "lincir"])
+def test_composers_that_take_more_than_vectors_give_the_same(composer, tiny_config, tmp_path):
+    options = [BOTH, f"model.composer={composer}", *(["loss=mse"] if composer == "lincir" else [])]
+    plain = outcome_of(load_config(tiny_config, [*options, "data.feature_cache=null"]))
+    assert_equal_outcomes(outcome_of(load_config(tiny_config, [*options, f"data.feature_cache={tmp_path}"])), plain)
+
+
 @pytest.mark.parametrize("frozen", ["image_encoder", "text_encoder"])
 def test_one_frozen_tower_is_cached_alone(frozen, tiny_config, tmp_path, decoded):
     options = [f"model.freeze=[{frozen}]"]

@@ -2,7 +2,7 @@
 
 Batch: {query: {image?, text?}, target: {image? | text?}, row_id, query_id, target_id, reference_id}; images
 [B, 3, H, W] uint8, text [B, L] and ids [B] int64. Evaluation loaders give queries (no target) and gallery rows (no
-query).
+query). A composer that learns from images or texts alone gets batches of these only: query or target is empty then.
 
 What a feature cache holds of a batch stands as `image_row` or `text_row` [B] int64 in place of `image` or `text`, from
 the loader to the device; there it becomes `image_features` or `text_features` [B, D], what the frozen tower gave.
@@ -32,6 +32,7 @@ from cliplab.data.flickr30k import Flickr8k, Flickr30k
 from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.data.karpathy import Karpathy
 from cliplab.data.rows import (
+    LESSONS,
     EvalRows,
     FeatureSource,
     Tokenize,
@@ -66,6 +67,7 @@ class RetrievalDataModule(L.LightningDataModule):
         flip: bool = False,
         separate: bool | None = None,
         image_backend: str = "exact",
+        learns_from: str = "triplets",
     ) -> None:
         super().__init__()
         # Whether the targets of a global training batch all differ; None = as the data set has it.
@@ -80,6 +82,7 @@ class RetrievalDataModule(L.LightningDataModule):
             num_workers,
             seed,
         )
+        self.columns = LESSONS[learns_from]  # what a training batch is made of
         self.features: FeatureSource | None = None
         self._benchmarks: dict[str, list[Benchmark]] = {}
 
@@ -99,8 +102,9 @@ class RetrievalDataModule(L.LightningDataModule):
         With `separate` no target is twice in a global batch; what finds no place is left out of the epoch and logged.
         """
         table = self.dataset.train_table(self.protocol)
-        cached = cached_rows(self.features, training_columns(table), self._loads(), self.trainer, training=True)
-        rows = TrainRows(table, self.transform, self.tokenize, self.seed, cached)
+        asked = training_columns(table, self.columns)
+        cached = cached_rows(self.features, asked, self._loads(), self.trainer, training=True)
+        rows = TrainRows(table, self.transform, self.tokenize, self.seed, cached, self.columns)
         replicas, rank = self._processes()
         if not len(rows):
             raise UserError(

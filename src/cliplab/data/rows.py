@@ -18,6 +18,9 @@ Tokenize = Callable[[str], Tensor]
 Columns = Mapping[str, np.ndarray]  # column -> rows of the feature source, one per row of the table
 Asked = tuple[str, str, list[Any]]  # modality, role, paths or texts (or None in all rows)
 
+# By what is learned from: the columns of the training table that are read.
+LESSONS = {"triplets": ("reference", "target", "texts"), "images": ("target",), "texts": ("texts",)}
+
 
 class FeatureSource(Protocol):
     """Features of towers that stay as they are; training/feature_cache.py has them."""
@@ -41,18 +44,28 @@ class FeatureSource(Protocol):
 
 
 class TrainRows(data.Dataset):
-    """The training table; keys are (row, epoch). `cached` may name reference, target and texts (rows text by text)."""
+    """The training table; keys are (row, epoch). `columns`: what of reference, target and texts is read.
+
+    `cached` may name some of them (texts: rows text by text).
+    """
 
     def __init__(
-        self, table: Dataset, transform: ImageTransform, tokenize: Tokenize, seed: int, cached: Columns | None = None
+        self,
+        table: Dataset,
+        transform: ImageTransform,
+        tokenize: Tokenize,
+        seed: int,
+        cached: Columns | None = None,
+        columns: Sequence[str] = LESSONS["triplets"],
     ) -> None:
         self.table, self.transform, self.tokenize, self.seed = table, transform, tokenize, seed
         self.cached = cached or {}
-        self.is_composed = len(table) > 0 and table[0]["reference"] is not None
+        is_composed = len(table) > 0 and table[0]["reference"] is not None
+        self.columns = [name for name in columns if name != "reference" or is_composed]
         self._ids = {name: np.asarray(table[name][:], dtype=np.int64) for name in ("target_id", "reference_id")}
         lengths = [len(texts) for texts in table["texts"][:]]
         self._counts, self._starts = np.asarray(lengths), np.cumsum([0, *lengths])[:-1]
-        self._uncached = [name for name in ("reference", "target", "texts") if name not in self.cached]
+        self._uncached = [name for name in self.columns if name not in self.cached]
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __len__(self) -> int:
@@ -67,15 +80,10 @@ class TrainRows(data.Dataset):
         found = self.table.select_columns(self._uncached)[rows] if self._uncached else {}
         drawing = rows.tolist() if {"reference", "target"} & {*self._uncached} else []
         generators = [np.random.default_rng((self.seed, epoch, row)) for row in drawing]
-        query: dict[str, Tensor] = {}
-        if "texts" in self.cached:
-            query["text_row"] = torch.from_numpy(self.cached["texts"][self._starts[rows] + chosen])
-        else:
-            texts = [texts[choice] for texts, choice in zip(found["texts"], chosen, strict=True)]
-            query["text"] = default_collate([self.tokenize(text)[0] for text in texts])
-        if self.is_composed:
+        query = self._texts(rows, chosen, found) if "texts" in self.columns else {}
+        if "reference" in self.columns:
             query |= self._images("reference", rows, found, generators)
-        target = self._images("target", rows, found, generators)
+        target = self._images("target", rows, found, generators) if "target" in self.columns else {}
         ids = {"row_id": rows, "query_id": rows} | {name: column[rows] for name, column in self._ids.items()}
         return {"query": query, "target": target} | {name: torch.from_numpy(column) for name, column in ids.items()}
 
@@ -85,6 +93,12 @@ class TrainRows(data.Dataset):
             shares = np.random.default_rng((self.seed, epoch)).random(len(self))
             self._drawn = epoch, (shares * self._counts).astype(np.int64)
         return self._drawn[1]
+
+    def _texts(self, rows: np.ndarray, chosen: np.ndarray, found: Mapping[str, list[list[str]]]) -> dict[str, Tensor]:
+        if "texts" in self.cached:
+            return {"text_row": torch.from_numpy(self.cached["texts"][self._starts[rows] + chosen])}
+        texts = [texts[choice] for texts, choice in zip(found["texts"], chosen, strict=True)]
+        return {"text": default_collate([self.tokenize(text)[0] for text in texts])}
 
     def _images(
         self, column: str, rows: np.ndarray, found: Mapping[str, list[str]], generators: list[np.random.Generator]
@@ -138,13 +152,14 @@ def _first(batch: Any) -> Any:
     return {key: _first(value) for key, value in batch.items()} if isinstance(batch, dict) else batch[0]
 
 
-def training_columns(table: Dataset) -> dict[Any, Asked]:
-    """What a training table needs, under the names that TrainRows takes; texts lie one after another, row by row."""
-    return {
+def training_columns(table: Dataset, columns: Sequence[str] = LESSONS["triplets"]) -> dict[Any, Asked]:
+    """What `columns` of a training table need, by name; texts lie one after another, row by row."""
+    asked: dict[Any, Asked] = {
         "reference": ("image", "query", table["reference"][:]),
         "target": ("image", "target", table["target"][:]),
         "texts": ("text", "query", [text for texts in table["texts"][:] for text in texts]),
     }
+    return {name: asked[name] for name in columns}
 
 
 def evaluation_columns(tables: Sequence[tuple[str, Dataset]]) -> dict[Any, Asked]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from cliplab.losses.info_nce import info_nce
+from cliplab.losses.mse import mse
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"info_nce": info_nce}
+LOSSES: dict[str, Callable[..., Tensor]] = {"info_nce": info_nce, "mse": mse}
 LOSS_INPUTS = ("query", "target", "scale", "score", "target_id", "reference", "bias")  # of the step, no options

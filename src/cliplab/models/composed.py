@@ -15,6 +15,18 @@ from cliplab.models.composers.composer import unit
 from cliplab.models.repeats import encode_once
 
 PARTS = ("image_encoder", "text_encoder", "composer", "temperature")
+COMPOSER_INPUTS = ("embed_dim", "image_width", "text_width", "text_blocks", "tokenizer")  # no options
+
+
+def composer_inputs(clip: DualEncoder, tokenizer: Callable[[str], Tensor]) -> dict[str, Any]:
+    """What a composer's constructor gets of COMPOSER_INPUTS, as far as it names them.
+
+    The widths are those of features, of image tokens and of token embeddings; `text_blocks` counts the blocks of a text
+    tower that can be run one by one, else None; `tokenizer`: text -> ids int64 [1, L].
+    """
+    tower = clip.text_tower
+    sizes = (clip.embed_dim, clip.visual.width, tower.text_width, tower.text_blocks)
+    return dict(zip(COMPOSER_INPUTS, (*sizes, tokenizer), strict=True))
 
 
 class ComposedRetriever(nn.Module):

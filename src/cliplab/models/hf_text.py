@@ -36,6 +36,7 @@ class HFTextTower(TextTower):
         self.transformer, self.config, self.pooler_type = _encoder(cfg)
         self.output_dim, self.context_length = embed_dim, cfg.context_length
         self.vocab_size: int = getattr(self.config, "vocab_size", cfg.vocab_size)
+        self.text_width = int(self.transformer.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
         self.proj = _projection(cfg.hf_proj_type, self.config.hidden_size, embed_dim)
 
     def forward(self, text: Tensor) -> Tensor:

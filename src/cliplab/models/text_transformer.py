@@ -23,6 +23,8 @@ class TextTower(nn.Module):
 
     context_length: int
     vocab_size: int
+    text_width: int  # of token embeddings
+    text_blocks: int | None = None  # how many can be run one by one
 
     @property
     def rows_are_independent(self) -> bool:
@@ -102,6 +104,7 @@ class CLIPTextTower(TextTower):
         """Create the parameters with CLIP's initialisation."""
         width, norm = cfg.width, norm_of(cfg.norm_kwargs)
         self.context_length, self.vocab_size = cfg.context_length, cfg.vocab_size
+        self.text_width, self.text_blocks = width, cfg.layers
         self.text_pool_type, self.text_eos_id, self.text_causal = cfg.pool_type, cfg.eos_id, not cfg.no_causal_mask
         activation = activation_of(quick_gelu, cfg.act_kwargs)
         self.transformer = Transformer(width, cfg.layers, cfg.heads, cfg.mlp_ratio, activation, norm, cfg.ls_init_value)

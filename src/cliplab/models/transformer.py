@@ -233,6 +233,12 @@ class Transformer(nn.Module):
                 break
         return x, intermediates
 
+    def forward_between(self, x: Tensor, between: Callable[[int, Tensor], Tensor], causal: bool = False) -> Tensor:
+        """[B, L, W] -> [B, L, W]; `between` makes of the number of each block and its output what goes on."""
+        for number, block in enumerate(self.resblocks):
+            x = between(number, self._run(block, x, causal))
+        return x
+
     def initialize(self) -> None:
         """CLIP's initialisation of the text tower: residual branches scaled down with depth (Radford et al., 2021)."""
         attention_std = self.width**-0.5

@@ -1,11 +1,15 @@
 import pytest
 import torch
 
+from cliplab.models.clip import CLIP
+from cliplab.models.composed import composer_inputs
 from cliplab.models.composers import COMPOSERS
 from cliplab.models.composers.composer import Composer, unit
 from cliplab.registry import build_part
+from cliplab.tokenizer import Tokenizer
+from tests.conftest import TINY
 
-D = 10
+D = 16
 
 
 def test_unit_divides_by_the_norm_of_the_last_axis() -> None:
@@ -31,16 +35,21 @@ def test_a_composer_must_compose() -> None:
 @pytest.mark.parametrize("name", COMPOSERS)
 def test_every_composer_keeps_the_contract(name: str) -> None:
     torch.manual_seed(0)
-    composer = build_part("composer", COMPOSERS, {"name": name}, embed_dim=D).eval()
+    clip, tokenizer = CLIP(**TINY).eval(), Tokenizer(32)
+    composer = build_part("composer", COMPOSERS, {"name": name}, **composer_inputs(clip, tokenizer)).eval()
     assert composer.output in ("vector", "score", "rerank")
     assert composer.inputs <= {"vectors", "image_tokens", "text_tower"}
     reference, text, gallery = 3 * torch.randn(4, D), 2 * torch.randn(4, D), unit(torch.randn(7, D))
-    query = composer.compose(reference, text, image_tokens=None, text_tower=None, token_ids=None)
+    token_ids, image_tokens = tokenizer(["is red", "", "a blue one", "longer"]), torch.randn(4, 17, 32)
+    extra = {"text_tower": clip.text_tower, "token_ids": token_ids, "image_tokens": image_tokens}
+    query = composer.compose(reference, text, **extra)
     assert query.shape in ((4, D), (4, query.shape[1], D))
     assert (query.dim() == 2) == (composer.output == "vector")
     torch.testing.assert_close(query.norm(dim=-1), torch.ones(query.shape[:-1]))
     scores = composer.score(query, gallery)
     assert scores.shape == (4, 7)
     for row in range(4):
-        alone = composer.compose(reference[row : row + 1], text[row : row + 1])
+        one = slice(row, row + 1)
+        tokens = {"token_ids": token_ids[one], "image_tokens": image_tokens[one]}
+        alone = composer.compose(reference[one], text[one], **(extra | tokens))
         torch.testing.assert_close(composer.score(alone, gallery)[0], scores[row], rtol=1e-5, atol=1e-6)

@@ -11,10 +11,13 @@ Lesson = Literal["triplets", "images", "texts"]
 
 
 class Pair(NamedTuple):
-    """What a loss compares: row i of `query` belongs to row i of `target`; the step adds `weight` times its loss."""
+    """What a loss compares: row i of `query` belongs to row i of `target`; the step adds `weight` times its loss.
 
-    query: Tensor  # [B, D] of unit length, or [B, P, D] of a composer that scores
-    target: Tensor  # [B, D], of unit length
+    Of unit length, but where the composer names its `losses`.
+    """
+
+    query: Tensor  # [B, D], or [B, P, D] of a composer that scores
+    target: Tensor  # [B, D]
     weight: float = 1.0
     reference: Tensor | None = None  # [B, D], the reference images as targets are encoded, of unit length
 
@@ -27,13 +30,16 @@ class Composer(nn.Module):
     [B, L].
     `output` says how a query is compared (indexing and evaluation read it): `vector` by its cosine with the target,
     `score` by the composer's own `score`.
+    The constructor may name what the builder gives beside the options: COMPOSER_INPUTS in models/composed.py.
     `learns_from` says what a training batch has to give: `triplets` of reference, text and target, or only `images` or
     only `texts` of any data set (zero-shot composers); `training_pairs` makes of it what the loss compares.
+    `losses` names those that fit its pairs where they are not unit vectors; None: any loss of unit vectors.
     """
 
     inputs: ClassVar[frozenset[Inputs]] = frozenset({"vectors"})
     output: ClassVar[Output] = "vector"
     learns_from: ClassVar[Lesson] = "triplets"
+    losses: ClassVar[frozenset[str] | None] = None
 
     def compose(self, reference: Tensor, text: Tensor, **extra: Any) -> Tensor:
         """Un-normalised features [B, D] of image and text -> unit query [B, D] (or [B, P, D] with output `score`)."""
