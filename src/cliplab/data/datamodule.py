@@ -1,8 +1,8 @@
 """From a data set to batches in one vocabulary, the same for every data set and split.
 
-Batch: {query: {image?, text?}, target: {image? | text?}, row_id, query_id, target_id, reference_id}; images
-[B, 3, H, W] uint8, text [B, L] and ids [B] int64. Evaluation loaders give queries (no target) and gallery rows (no
-query).
+Batch: {query: {image?, text?}, target: {image? | text?}, negatives?: {image [B, N, 3, H, W]}, row_id, query_id,
+target_id, reference_id}; images [B, 3, H, W] uint8, text [B, L] and ids [B] int64. Evaluation loaders give queries (no
+target) and gallery rows (no query).
 
 What a feature cache holds of a batch stands as `image_row` or `text_row` [B] int64 in place of `image` or `text`, from
 the loader to the device; there it becomes `image_features` or `text_features` [B, D], what the frozen tower gave.
@@ -66,8 +66,10 @@ class RetrievalDataModule(L.LightningDataModule):
         flip: bool = False,
         separate: bool | None = None,
         image_backend: str = "exact",
+        hard_negatives: int = 0,
     ) -> None:
         super().__init__()
+        self.hard_negatives = hard_negatives
         # Whether the targets of a global training batch all differ; None = as the data set has it.
         self.separate = dataset.same_image == "separate" if separate is None else separate
         self.dataset = dataset
@@ -101,6 +103,7 @@ class RetrievalDataModule(L.LightningDataModule):
         table = self.dataset.train_table(self.protocol)
         cached = cached_rows(self.features, training_columns(table), self._loads(), self.trainer, training=True)
         rows = TrainRows(table, self.transform, self.tokenize, self.seed, cached)
+        rows.hard_negatives = self.hard_negatives
         replicas, rank = self._processes()
         if not len(rows):
             raise UserError(
