@@ -140,6 +140,8 @@ def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tupl
         clip = build_dual_encoder(source)
     if "bias" in taken_by(config.loss["name"]):
         clip.add_logit_bias(is_trained=source.weights is not None)
+    elif clip.logit_bias is not None:
+        clip.logit_bias.requires_grad_(False)  # no gradient would reach it
     built_from = BuiltFrom(config.model.arch, clip.architecture, asdict(source.preprocess))
     set_attention(clip, config.model.attention)
     adapt_towers(config.model, clip)

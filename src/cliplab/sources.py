@@ -222,6 +222,7 @@ def _with_numerics(architecture: Mapping[str, Any], other: Mapping[str, Any]) ->
     for section in ("vision_cfg", "text_cfg"):
         own = {key: value for key, value in architecture[section].items() if key not in _NUMERICS}
         merged[section] = {**own, **{key: other[section][key] for key in _NUMERICS if key in other[section]}}
+    merged |= {"init_logit_bias": other["init_logit_bias"]} if "init_logit_bias" in other else {}  # there is a tensor
     activation = (other["vision_cfg"].get("timm_kwargs") or {}).get("act_layer")
     if activation is not None and "timm_model_name" in merged["vision_cfg"]:
         options = architecture["vision_cfg"].get("timm_kwargs") or {}
