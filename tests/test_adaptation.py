@@ -14,8 +14,7 @@ def count(model: torch.nn.Module) -> int:
 def test_lora_freezes_its_towers_and_leaves_the_rest_to_freeze(tiny_config):
     model, built_from = build.build_model(load_config(tiny_config, ["model.lora={rank: 2, alpha: 4}"]))
     assert count(model.clip.visual) == 1 and count(model) == 2
-    groups = {group.name: group for group in build.build_module(
-        load_config(tiny_config), model, built_from).groups()}
+    groups = {group.name: group for group in build.build_module(load_config(tiny_config), model, built_from).groups()}
     sizes = {name: sum(parameter.numel() for parameter in group.parameters) for name, group in groups.items()}
     assert sizes["image_encoder"] == 2 * 3 * 2 * 32 and sizes["text_encoder"] == 2 * 3 * 2 * 16
     assert sizes["composer"] > 1000 and sizes["temperature/no_decay"] == 1

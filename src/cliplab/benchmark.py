@@ -143,10 +143,10 @@ CIRCO_PROTOCOLS: dict[str, Protocol] = {
     "plain": replace(_CIRCO, prompt="{}"),
 }
 
+_TRIPLETS = Protocol(caption_join="each_caption", train_join="random1", query_unit="caption", recall_at=(1, 5, 10, 50))
 TRIPLETS_PROTOCOLS: dict[str, Protocol] = {
-    "plain": Protocol(
-        caption_join="each_caption", train_join="random1", query_unit="caption", recall_at=(1, 5, 10, 50)
-    ),
+    "plain": _TRIPLETS,
+    "each_caption": replace(_TRIPLETS, train_join="each_caption"),
 }
 
 

@@ -36,7 +36,7 @@ def _all_keys(schema: type, prefix: str = "") -> list[str]:
 
 
 def check_keys(layer: Mapping[str, Any], schema: type, source: str) -> None:
-    """Raise UserError for a key that the schema does not have, or a value that is no mapping where there must be one."""
+    """Raise UserError for a key that the schema does not have, and for a plain value in place of a mapping."""
     _check(layer, schema, "", (source, _all_keys(schema)))
 
 

@@ -22,20 +22,26 @@ def check_loss(config: Config) -> None:
     same_image(config)
     if "reference" in taken and (composer is None or composer.learns_from != "triplets"):
         found = "model.composer is null" if composer is None else f"{part and part['name']} learns without them"
-        raise UserError(f"loss '{name}' needs reference images and {found}: set a composer of triplets, as sum, or use "
-                        "info_nce")
+        raise UserError(
+            f"loss '{name}' needs reference images and {found}: set a composer of triplets, as sum, or use info_nce"
+        )
     if "score" not in taken and composer is not None and composer.output == "score":
-        raise UserError(f"loss '{name}' compares vectors, and the composer {part and part['name']} scores jointly: use "
-                        f"one of {_that_take('score')}")
+        raise UserError(
+            f"loss '{name}' compares vectors, and the composer {part and part['name']} scores jointly: use "
+            f"one of {_that_take('score')}"
+        )
     if config.data.hard_negatives and "negatives" not in taken:
-        raise UserError(f"data.hard_negatives={config.data.hard_negatives}: the loss {name} takes none; use "
-                        f"{_that_take('negatives')}")
+        raise UserError(
+            f"data.hard_negatives={config.data.hard_negatives}: the loss {name} takes none; use "
+            f"{_that_take('negatives')}"
+        )
     is_taught = TEACHER_INPUTS[0] in taken
     if is_taught and config.teacher.arch is None:
         raise UserError(f"loss '{name}' needs a teacher: set teacher.arch, a run or what model.arch takes")
     if config.teacher.arch is not None and not is_taught:
-        raise UserError(f"teacher.arch={config.teacher.arch}: the loss {name} has no teacher; use "
-                        f"{_that_take(TEACHER_INPUTS[0])}")
+        raise UserError(
+            f"teacher.arch={config.teacher.arch}: the loss {name} has no teacher; use {_that_take(TEACHER_INPUTS[0])}"
+        )
 
 
 def same_image(config: Config) -> str:

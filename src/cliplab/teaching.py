@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from cliplab.training.teacher import Teacher
 
 # Of an architecture's text_cfg: what token ids depend on.
-_TOKENIZER = ("context_length", "vocab_size", "hf_tokenizer_name", "hf_model_name", "tokenizer_mode", "tokenizer_kwargs")
+_TOKENIZER = (
+    "context_length",
+    "vocab_size",
+    "hf_tokenizer_name",
+    "hf_model_name",
+    "tokenizer_mode",
+    "tokenizer_kwargs",
+)
 
 
 def check_teacher(config: Config) -> None:

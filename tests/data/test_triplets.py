@@ -149,4 +149,3 @@ def test_a_batch_reaches_the_loss_with_its_negatives(root: Path, tiny_config: Pa
     own = torch.cat([pairs[0].reference[:, None], negatives], dim=1)
     logits = model.scale * torch.cat([pairs[0].query @ pairs[0].target.T, (pairs[0].query[:, None] * own).sum(-1)], 1)
     torch.testing.assert_close(found, -logits.log_softmax(dim=1).diagonal().mean(), rtol=1e-5, atol=1e-5)
-

@@ -2,6 +2,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cliplab.errors import UserError
@@ -25,6 +26,12 @@ def plain(query: Tensor, target: Tensor, scale: Tensor, negatives: list[list[int
     return torch.stack(terms).mean()
 
 
+def unit(raw: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Distances and cosines have the same gradients on the sphere alone: the vectors behind it are compared."""
+    query, target = (F.normalize(3 * each, dim=-1) for each in raw)
+    return query, target
+
+
 def others(ids: list[int]) -> list[list[int]]:
     doubled = [*ids, *ids]
     return [[k for k in range(2 * B) if doubled[k] != doubled[a]] for a in range(2 * B)]
@@ -32,15 +39,17 @@ def others(ids: list[int]) -> list[list[int]]:
 
 @pytest.mark.parametrize("ids", [None, IDS])
 def test_with_all_negatives_it_is_the_mean_over_all_triplets(ids: list[int] | None) -> None:
-    query, target = features((B, D), (B, D))
+    raw = features((B, D), (B, D))
+    query, target = unit(raw)
     scale = number(3.0)
     given = torch.tensor(ids) if ids is not None else None
     found = soft_triplet(query, target, scale, negatives_drawn=100, target_id=given)
-    assert_same(found, plain(query, target, scale, others(ids or list(range(B)))), (query, target, scale))
+    assert_same(found, plain(query, target, scale, others(ids or list(range(B)))), (*raw, scale))
 
 
 def test_the_drawn_triplets_count_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, target = features((B, D), (B, D))
+    raw = features((B, D), (B, D))
+    query, target = unit(raw)
     scale = number(3.0)
     drawn = [[(anchor + step) % (2 * B) for step in (1, 2, 3)] for anchor in range(2 * B)]
     kept = torch.ones(2 * B, 3, dtype=torch.bool)
@@ -55,7 +64,7 @@ def test_the_drawn_triplets_count_and_no_other(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "draw_negatives", draw)
     found = soft_triplet(query, target, scale)
     assert asked == [3]
-    assert_same(found, plain(query, target, scale, [drawn[0][:1], *drawn[1:]]), (query, target, scale))
+    assert_same(found, plain(query, target, scale, [drawn[0][:1], *drawn[1:]]), (*raw, scale))
 
 
 def test_negatives_are_of_other_pairs_all_different_and_all_drawn_in_time() -> None:

@@ -1,11 +1,11 @@
 """Composed triplets with mined hard negatives, in the JSON lines of MegaPairs (BGE-VL, Zhou et al., 2024).
 
-train*.jsonl, val*.jsonl   one object a line: {"q_img": PATH, "q_text": [TEXT, ...], "t_img": PATH, "hns": [PATH, ...]}
-                           paths below the image folder, by default the root; `hns` may be left out
+train*.jsonl, val*.jsonl, one object a line: {"q_img": PATH, "q_text": [TEXT, ...], "t_img": PATH, "hns": [PATH, ...]}
+with paths below the image folder, by default the root; `hns` may be left out.
 
-These are the fields of MegaPairs' data set card, where hns[0] is the query image itself: it is left out here, because the
-loss `reference_negative` adds it. How the release names its files is not documented, so they are renamed by hand. It has no
-evaluation split: hold some lines out as val.jsonl, whose gallery is all images that the file names. A file is read whole.
+These are the fields of MegaPairs' data set card, where hns[0] is the query image itself: it is left out here, because
+the loss `reference_negative` adds it. How the release names its files is not documented: rename them. It has no
+evaluation split: hold some lines out as val.jsonl, whose gallery is all images that the file names. Files are read whole.
 """
 
 import json
@@ -95,7 +95,9 @@ class Triplets(RetrievalDataset):
             raise UserError(f"no {split}*.jsonl in {self.root.resolve()} (data.root){hint}")
         if not self.triplets(split):
             raise no_rows(self._files(split)[0], split)
-        self.check_images({name for triplet in self.triplets(split) for name in triplet.images}, protocol.missing_images)
+        self.check_images(
+            {name for triplet in self.triplets(split) for name in triplet.images}, protocol.missing_images
+        )
 
     def check_negatives(self) -> None:
         """Raise UserError for a training line without a hard negative whose picture is there."""
@@ -187,12 +189,16 @@ def _triplet(where: str, line: str) -> Triplet:
         raise UserError(f"{where} is not valid JSON: {error}") from error
     for key in ("q_img", "q_text", "t_img"):
         if not isinstance(row, dict) or key not in row:
-            raise UserError(f'{where} has no \'{key}\'; a line is {{"q_img": PATH, "q_text": [TEXT], "t_img": PATH, '
-                            '"hns": [PATH]}}')
+            raise UserError(
+                f'{where} has no \'{key}\'; a line is {{"q_img": PATH, "q_text": [TEXT], "t_img": PATH, '
+                '"hns": [PATH]}}'
+            )
     texts = [row["q_text"]] if isinstance(row["q_text"], str) else row["q_text"]
     mined = row.get("hns") or []
-    lists_of_strings = all(isinstance(each, list) and all(isinstance(item, str) for item in each)
-                           for each in (texts, mined, [row["q_img"], row["t_img"]]))
+    lists_of_strings = all(
+        isinstance(each, list) and all(isinstance(item, str) for item in each)
+        for each in (texts, mined, [row["q_img"], row["t_img"]])
+    )
     if not lists_of_strings or not any(text.strip() for text in texts):
         raise UserError(f"{where}: q_img and t_img must be paths, q_text one text or more, and hns a list of paths")
     reference, target = row["q_img"], row["t_img"]

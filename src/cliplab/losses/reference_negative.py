@@ -21,7 +21,7 @@ def reference_negative(
     """BGE-VL's loss: a query must not just return the image that it was asked with -> scalar.
 
     L = -1/B sum_i log e^{s <q_i, y_i>} / (sum_j e^{s <q_i, y_j>} + sum_h e^{s <q_i, n_ih>}), s = scale.
-    n_i0 is `reference` [B, D], the others are `negatives` [B, H, D] where the data set has them; all of unit length.
+    n_i0 is `reference` [B, D], the others are `negatives` [B, N, D] where the data set has them; all of unit length.
     The targets y_j are those of all processes, the negatives n_ih those of row i alone: whether BGE-VL shares them
     between rows is unpublished. query, target [B, D]. Computed in fp32 at least.
     target_id [B] int64: equal ids are positives of each other and share the mass, as in `info_nce`.

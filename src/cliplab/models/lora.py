@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., ICLR 2022) as a parametrisation of the packed attention weights: keys stay open_clip's when merged."""
+"""LoRA (Hu et al., ICLR 2022) as a parametrisation of the packed attention weights; merged, keys are open_clip's."""
 
 import math
 from collections.abc import Iterable, Mapping

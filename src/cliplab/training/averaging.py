@@ -1,4 +1,4 @@
-"""Averages of the weights over the steps, by Lightning's callback: what is validated, kept as a checkpoint and tested."""
+"""Averages of the weights over the steps, by Lightning's callback: what is validated, kept and tested."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,13 +19,13 @@ class Averaging(WeightAveraging):
     From the optimiser step `start_step` on every `every_n_steps`-th is averaged; until then the average is the weights.
     """
 
-    def __init__(self, every_n_steps: int, start_step: int, **average: Callable[..., None]) -> None:
+    def __init__(self, every_n_steps: int, start_step: int, multi_avg_fn: Callable[..., None] | None = None) -> None:
         if every_n_steps < 1 or start_step < 0:
             raise UserError(
                 "trainer.weight_averaging needs every_n_steps of 1 or more and start_step of 0 or more, got "
                 f"{every_n_steps}, {start_step}"
             )
-        super().__init__(**average)
+        super().__init__(multi_avg_fn=multi_avg_fn)
         self.every_n_steps, self.start_step = every_n_steps, start_step
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
@@ -34,9 +34,11 @@ class Averaging(WeightAveraging):
             return False
         return step_idx < self.start_step or (step_idx - self.start_step) % self.every_n_steps == 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Update; an average of which nothing is counted becomes the next weights as they are."""
-        super().on_train_batch_end(trainer, pl_module, *rest)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         assert self._average_model is not None
         if trainer.global_step <= self.start_step:
             self._average_model.n_averaged.zero_()

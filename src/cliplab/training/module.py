@@ -45,8 +45,8 @@ class RetrievalModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch in the vocabulary of data/datamodule.py -> scalar loss."""
         pairs = self.model.training_pairs(batch["query"], batch["target"])
-        given = self._given(pairs, batch)
-        loss = torch.stack([pair.weight * self._loss_of(*each) for each in zip(pairs, given, strict=True)]).sum()
+        given = zip(pairs, self._given(pairs, batch), strict=True)
+        loss = torch.stack([pair.weight * self._loss_of(pair, each) for pair, each in given]).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()} at step {self.global_step}; {not_finite(self)}")
         size = len(pairs[0].target)

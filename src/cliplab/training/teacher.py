@@ -34,6 +34,4 @@ class Teacher:
                 f"teacher: its composer compares {len(found)} pair(s) a sample and model.composer {pairs}; teach one "
                 "that compares as many"
             )
-        return [
-            {"teacher_query": pair.query, "teacher_target": pair.target, "teacher_scale": scale} for pair in found
-        ]
+        return [{"teacher_query": pair.query, "teacher_target": pair.target, "teacher_scale": scale} for pair in found]
