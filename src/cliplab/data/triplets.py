@@ -4,8 +4,8 @@ train*.jsonl, val*.jsonl, one object a line: {"q_img": PATH, "q_text": [TEXT, ..
 with paths below the image folder, by default the root; `hns` may be left out.
 
 These are the fields of MegaPairs' data set card, where hns[0] is the query image itself: it is left out here, because
-the loss `reference_negative` adds it. How the release names its files is not documented: rename them. It has no
-evaluation split: hold some lines out as val.jsonl, whose gallery is all images that the file names. Files are read whole.
+the loss `reference_negative` adds it. How the release names its files is not documented: rename them. It has no split
+to evaluate: hold some lines out as val.jsonl, whose gallery is all images that the file names. Files are read whole.
 """
 
 import json
