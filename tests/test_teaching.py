@@ -94,3 +94,12 @@ def test_mistakes_name_the_key(tiny_config: Path, taught: Path, tmp_path: Path) 
         build_teacher(load_config(tiny_config, [*captions, f"teacher.arch={arch}"]), TINY)
     with pytest.raises(UserError, match=r"teacher.arch=.*taught has a composer that gives a vector"):
         build_teacher(load_config(tiny_config, [*captions, f"teacher.arch={taught}"]), TINY)
+
+
+def test_the_features_of_a_student_are_not_given_to_its_teacher(tiny_config: Path, taught: Path) -> None:
+    given = ["loss=distillation", f"teacher.arch={taught}", "model.freeze=[image_encoder]"]
+    config = load_config(tiny_config, given)
+    model, built_from = build.build_model(config)
+    dataset = build.build_dataset(config)
+    assert build.build_datamodule(config, dataset, model, built_from).features is None
+    assert build.build_datamodule(config, dataset, model, built_from, train=False).features is not None
