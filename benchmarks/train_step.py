@@ -23,6 +23,7 @@ from cliplab import build
 from cliplab.cli import keep_freed_memory
 from cliplab.config import merge_config, read_overrides
 from cliplab.run import RunDirectory
+from cliplab.trainer import build_trainer
 
 FLOORS = {
     ("ViT-B-32", "fp32"): 1.5,
@@ -107,7 +108,7 @@ def train(arch: str, precision: str, batch_size: int, rounds: int, overrides: li
         for batch in batches(COMPARED + 1 + rounds, batch_size, model.clip.visual.image_size)
     ]
     with TemporaryDirectory() as folder:
-        trainer = build.build_trainer(config, RunDirectory(Path(folder)))
+        trainer = build_trainer(config, RunDirectory(Path(folder)))
         trainer.callbacks = [turns]  # type: ignore[attr-defined] - no validation: nothing to select a checkpoint by
         trainer.fit(module, DataLoader(steps, batch_size=None))  # type: ignore[arg-type]
     return turns

@@ -33,7 +33,7 @@ def test_the_defaults_are_inside():
         "optim.eps=-1",
         "optim.warmup=1.0",
         "optim.warmup=-0.1",
-        "optim.schedule=linear",
+        "optim.schedule=square",
         "optim.lr_multipliers={composer: -1}",
         "optim.lr_multipliers={composer: .nan}",
         "trainer.max_epochs=0",

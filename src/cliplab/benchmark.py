@@ -143,6 +143,12 @@ CIRCO_PROTOCOLS: dict[str, Protocol] = {
     "plain": replace(_CIRCO, prompt="{}"),
 }
 
+_TRIPLETS = Protocol(caption_join="each_caption", train_join="random1", query_unit="caption", recall_at=(1, 5, 10, 50))
+TRIPLETS_PROTOCOLS: dict[str, Protocol] = {
+    "plain": _TRIPLETS,
+    "each_caption": replace(_TRIPLETS, train_join="each_caption"),
+}
+
 
 MOST = 2**31 - 1  # of ranks and captions: no gallery is larger, and tensors hold it
 FIELDS = tuple(item.name for item in fields(Protocol) if item.name not in ("name", "hit"))

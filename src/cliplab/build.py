@@ -1,4 +1,4 @@
-"""Config -> data set, model, data module, module, trainer: the only file that knows all parts.
+"""Config -> data set, model, data module, module: the only file that knows all parts (trainer.py has the Trainer).
 
 Heavy packages are imported where they are used: `check` must tell about a wrong name or a missing file before seconds
 go into importing lightning.
@@ -6,7 +6,6 @@ go into importing lightning.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cliplab.adaptation import adapt_towers, check_adaptation
 from cliplab.config import Config
 from cliplab.data import DATASETS
 from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.images import ImageTransform, Preprocess
 from cliplab.data.karpathy import Karpathy
 from cliplab.errors import UserError
+from cliplab.loss_needs import check_loss, same_image, taken_by
 from cliplab.losses import LOSS_INPUTS, LOSSES
 from cliplab.models.attention import set_attention
 from cliplab.models.compiled import compile_blocks
@@ -27,17 +28,15 @@ from cliplab.models.composed import COMPOSER_INPUTS, PARTS, ComposedRetriever, c
 from cliplab.models.composers import COMPOSERS
 from cliplab.pretrained import build as build_dual_encoder
 from cliplab.pretrained import build_towers, tokenizer_of
-from cliplab.ranges import check_lesson, check_monitor, check_ranges, tells_epochs_apart
+from cliplab.ranges import check_lesson, check_monitor, check_ranges
 from cliplab.registry import build_part, check_part, closest, lookup
 from cliplab.sources import Source, check_source, find_source, overridden
+from cliplab.teaching import build_teacher, check_teacher
 
 if TYPE_CHECKING:
-    import lightning as L
-
     from cliplab.benchmark import Protocol
     from cliplab.data.datamodule import RetrievalDataModule
     from cliplab.data.dataset import RetrievalDataset
-    from cliplab.run import RunDirectory
     from cliplab.training.module import RetrievalModule
 
 log = logging.getLogger(__name__)
@@ -58,11 +57,15 @@ def check(config: Config, train: bool = True, from_checkpoint: bool = False) -> 
     dataset.check(protocol, ("train", "val", dataset.test_split) if train else (dataset.test_split,))
     if config.linear_probe and isinstance(dataset, ImageFolderDataset):
         dataset.check_probe()
+    if train and config.data.hard_negatives:
+        dataset.check_negatives()
     if train:
         check_lesson(config, protocol, COMPOSERS)
         check_monitor(config, dataset.benchmarks(protocol, "val"), protocol)
     if not from_checkpoint:
         check_source(config.model.arch, config.model.weights)
+    if train:
+        check_teacher(config)
     return dataset
 
 
@@ -77,7 +80,12 @@ def check_parts(config: Config) -> None:
             if part not in PARTS:
                 raise UserError(f"{key}: unknown part '{part}': {closest(part, PARTS)}")
     check_ranges(config)
-    same_image(config)
+    check_loss(config)
+    check_adaptation(config)
+    if config.trainer.weight_averaging is not None:
+        from cliplab.training.averaging import build_averaging
+
+        build_averaging(config.trainer.weight_averaging)
     ImageTransform(Preprocess(), data.pad, data.crop_scale, data.flip, data.image_backend)
     if build_protocol(config).hit == "single_target" and model.composer is None:
         known = ", ".join(COMPOSERS)
@@ -97,16 +105,6 @@ def build_dataset(config: Config) -> RetrievalDataset:
     dataset = dataset_class(data.root, data.images, data.categories, **options)
     dataset.asked_split = data.split
     return dataset
-
-
-def same_image(config: Config) -> str:
-    """What becomes of equal targets in a training batch: separate, positives or ignore. Raises UserError."""
-    chosen = config.data.same_image or lookup("data set (data.name)", DATASETS, config.data.name).same_image
-    loss = config.loss["name"]
-    if chosen == "positives" and "target_id" not in inspect.signature(LOSSES[loss]).parameters:
-        able = [name for name, function in LOSSES.items() if "target_id" in inspect.signature(function).parameters]
-        raise UserError(f"data.same_image=positives: the loss {loss} has one positive a query; use {', '.join(able)}")
-    return chosen
 
 
 def build_protocol(config: Config) -> Protocol:
@@ -140,8 +138,13 @@ def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tupl
     else:
         source = find_source(config.model.arch, config.model.weights, options)
         clip = build_dual_encoder(source)
+    if "bias" in taken_by(config.loss["name"]):
+        clip.add_logit_bias(is_trained=source.weights is not None)
+    elif clip.logit_bias is not None:
+        clip.logit_bias.requires_grad_(False)  # no gradient would reach it
     built_from = BuiltFrom(config.model.arch, clip.architecture, asdict(source.preprocess))
     set_attention(clip, config.model.attention)
+    adapt_towers(config.model, clip)
     clip.set_grad_checkpointing(config.model.grad_checkpointing)
     if config.model.compile:
         compile_blocks(clip, config.trainer.accelerator)
@@ -192,8 +195,11 @@ def build_datamodule(
         flip=data.flip,
         image_backend=data.image_backend,
         learns_from=model.composer.learns_from if model.composer is not None else "triplets",
+        hard_negatives=data.hard_negatives,
     )
     towers = [each for each in ("image", "text") if not train or f"{each}_encoder" in config.model.freeze]
+    if train and config.teacher.arch is not None:
+        towers = []  # the teacher sees the pictures and the texts themselves
     if data.feature_cache is not None and towers:
         from cliplab.training.feature_cache import FeatureCache
 
@@ -205,8 +211,13 @@ def build_datamodule(
     return datamodule
 
 
-def build_module(config: Config, model: ComposedRetriever, built_from: BuiltFrom) -> RetrievalModule:
-    """Model, loss and optimiser settings as one LightningModule; its hyper-parameters rebuild it from a lone file."""
+def build_module(
+    config: Config, model: ComposedRetriever, built_from: BuiltFrom, train: bool = True
+) -> RetrievalModule:
+    """Model, loss and optimiser settings as one LightningModule; its hyper-parameters rebuild it from a lone file.
+
+    A teacher is built only to train.
+    """
     from cliplab.training.module import RetrievalModule
 
     options = {key: value for key, value in config.loss.items() if key != "name"}
@@ -214,76 +225,6 @@ def build_module(config: Config, model: ComposedRetriever, built_from: BuiltFrom
     hparams = {"config": asdict(config), "built_from": asdict(built_from)}
     module = RetrievalModule(model, loss, config.optim, config.seed, same_image(config) == "positives")
     module.save_hyperparameters(hparams, logger=False)
+    if train and config.teacher.arch is not None:
+        module.teacher = build_teacher(config, built_from.architecture)
     return module
-
-
-def build_trainer(config: Config, run: RunDirectory) -> L.Trainer:
-    """The Trainer of a training run."""
-    from lightning.pytorch import callbacks
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    from cliplab.training.callbacks import ProgressBar, RetrievalPictures
-    from cliplab.training.classification import Probe, ZeroShot
-    from cliplab.training.loggers import continued_csv_logger
-
-    trainer = config.trainer
-    folder = run.path / "checkpoints"
-    checkpoint = partial(callbacks.ModelCheckpoint, folder, enable_version_counter=False)
-    used: list[Any] = [
-        checkpoint("last", save_on_train_epoch_end=True),
-        callbacks.LearningRateMonitor("step"),
-        ProgressBar(leave=True),
-        RetrievalPictures(run.path / "pictures"),
-        *([Probe()] if config.linear_probe else []),
-    ]
-    if tells_epochs_apart(config, build_protocol(config)):
-        used.insert(0, checkpoint("best", monitor=trainer.monitor, mode="max", save_on_train_epoch_end=False))
-    zero_shot = build_zero_shot(config)
-    if zero_shot is not None:
-        options = config.zero_shot
-        used.append(ZeroShot(zero_shot, zero_shot_protocol(config), options.split, options.every_n_epochs))
-    if trainer.early_stopping_patience is not None:
-        used.append(callbacks.EarlyStopping(trainer.monitor, patience=trainer.early_stopping_patience, mode="max"))
-    loggers = [
-        TensorBoardLogger(str(run.path), name="", version="tensorboard"),
-        continued_csv_logger(run.path, resumed=run.resume_from is not None),
-    ]
-    limits = {"max_epochs": trainer.max_epochs, "max_steps": trainer.max_steps}
-    return _trainer(config, run, callbacks=used, logger=loggers, **limits)
-
-
-def build_evaluator(config: Config, run: RunDirectory) -> L.Trainer:
-    """A Trainer that only tests: no logger, no checkpoints."""
-    from cliplab.training.callbacks import ProgressBar, RetrievalPictures
-    from cliplab.training.classification import Probe
-
-    used = [ProgressBar(leave=True), RetrievalPictures(run.path / "pictures")]
-    used += [Probe()] if config.linear_probe else []
-    return _trainer(config, run, callbacks=used, logger=False, enable_checkpointing=False)
-
-
-def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
-    import lightning as L
-    import torch
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing lightning has set it to INFO
-    trainer = config.trainer
-    torch.set_float32_matmul_precision(trainer.matmul_precision)
-    try:
-        return L.Trainer(
-            accelerator=trainer.accelerator,
-            devices=trainer.devices,
-            strategy=trainer.strategy,
-            precision=trainer.precision,  # type: ignore[arg-type]
-            gradient_clip_val=trainer.gradient_clip_val,
-            check_val_every_n_epoch=trainer.check_val_every_n_epoch,
-            log_every_n_steps=trainer.log_every_n_steps,
-            default_root_dir=run.path,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the data module's own samplers know about epochs and repeated rows
-            enable_model_summary=False,
-            **arguments,
-        )
-    except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer: {error}") from error

@@ -90,6 +90,8 @@ def _pictures(dataset: RetrievalDataset, protocol: Any, split: str) -> Iterator[
     if split == "train":
         table = dataset.train_table(protocol)
         tables: list[Iterable[str | None]] = [table["reference"], table["target"]]
+        if "negatives" in table.column_names:
+            tables += table["negatives"]
     else:
         benchmarks = dataset.benchmarks(protocol, split)
         tables = [each["image"] for benchmark in benchmarks for each in (benchmark.queries, benchmark.gallery)]

@@ -5,9 +5,8 @@ A YAML states only what differs from the defaults below. A named part (composer,
 that stood there before are dropped.
 """
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cliplab.config_layers import PART, Part, check_keys, merge_layer, name_parts, set_parts, without_parts
 from cliplab.errors import UserError
-
-PART = {"part": True}
-Part = dict[str, Any]
 
 
 def _part(name: str) -> Any:
@@ -26,11 +23,21 @@ def _part(name: str) -> Any:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank updates of the attention weights of frozen towers (Hu et al., 2022); saved models hold the sum."""
+
+    rank: int = 0  # 4 to 32; 0 = off
+    alpha: float = 16.0  # the update is alpha / rank * up down
+    parts: list[str] = field(default_factory=lambda: ["image_encoder", "text_encoder"])  # the towers
+    targets: list[str] = field(default_factory=lambda: ["q", "k", "v"])  # rows of the packed projection
+
+
+@dataclass
 class ModelConfig:
     """The towers and the composer."""
 
     arch: str = "ViT-B-32"  # architecture of open_clip or ours (ViT-tiny-8-64), JSON file, hf-hub:org/name, folder, run
-    weights: str | None = None  # open_clip tag (openai, ...), file or folder; null = the folder's own, else random
+    weights: str | None = None  # open_clip tag (openai, ...), file, folder or run; null = the folder's own, else random
     image_size: int | None = None  # positions are resized; null = the architecture's
     attention: str = "sdpa"  # sdpa, eager, flash (torch's flash kernel; on a GPU in half precision)
     compile: bool = False  # torch.compile of the blocks: faster steps after a minute or more of compiling
@@ -38,6 +45,8 @@ class ModelConfig:
     composer: Part | None = field(default=None, metadata=PART)  # null: a dual encoder, no composed queries
     chunk_size: int | None = None  # pictures or texts at a time, computed twice: large batches; null = all at once
     freeze: list[str] = field(default_factory=list)  # of image_encoder, text_encoder, composer, temperature
+    freeze_bn: bool = False  # batch norms of the image tower keep their statistics in training (CLIP4Cir)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     fixed_scale: float | None = None  # scale of the cosine logits; null = learned, clamped to 100 (CLIP4Cir: 100)
 
 
@@ -45,7 +54,8 @@ class ModelConfig:
 class DataConfig:
     """The data set, its protocol and the loaders."""
 
-    name: str = "wardrobe"  # fashioniq, wardrobe, wardrobe_captions, coco, flickr30k, flickr8k, karpathy, image_folder
+    name: str = "wardrobe"  # fashioniq, wardrobe, wardrobe_captions, coco, flickr30k, flickr8k, karpathy, image_folder,
+    #   cirr, circo, triplets
     root: str = "data/wardrobe"  # folder of the annotations; image_folder: of the splits or classes
     images: str | None = None  # folder of the pictures; null = images/ below root
     annotations: str | None = None  # of captions: file or pattern below root, or hub:ORG/NAME; null = the one set there
@@ -62,6 +72,7 @@ class DataConfig:
     pad: str = "none"  # none, square, target (pads to an aspect ratio of at most 1.25, CLIP4Cir)
     crop_scale: float = 1.0  # smallest area share of a random resized crop in training; 1 = the evaluation crop
     flip: bool = False  # random horizontal flip in training; wrong where captions say left or right
+    hard_negatives: int = 0  # mined images a query, drawn each epoch; data sets that name them (triplets): 3 in BGE-VL
     feature_cache: str | None = (
         "auto"  # folder of the features of frozen towers; auto: OUTPUT_DIR/feature_cache; null: none
     )
@@ -80,15 +91,16 @@ class ZeroShotConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW with warm-up and a cosine or constant schedule."""
+    """AdamW with warm-up and a schedule."""
 
     lr: float = 1e-4  # 1e-3 from scratch, 1e-5 to 1e-6 for pretrained towers
     weight_decay: float = 0.01  # none for norms, biases, positional embeddings, temperature
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     eps: float = 1e-6
     warmup: float = 0.05  # share of all steps with linearly rising lr
-    schedule: str = "cosine"  # cosine, constant
+    schedule: str = "cosine"  # cosine, linear, constant
     lr_multipliers: dict[str, float] = field(default_factory=dict)  # per part, named as in model.freeze
+    layer_decay: float = 1.0  # of the lr per layer, from the top of each tower down (BEiT); 0.6 to 0.9 to fine-tune
 
 
 @dataclass
@@ -107,6 +119,15 @@ class TrainerConfig:
     log_every_n_steps: int = 10
     monitor: str = "val/mean/R@10"  # the best checkpoint is the one with the highest value
     early_stopping_patience: int | None = None  # validations without improvement; null = off
+    weight_averaging: Part | None = field(default=None, metadata=PART)  # ema or swa: what is validated, kept and tested
+
+
+@dataclass
+class TeacherConfig:
+    """What loss=distillation learns from: a trained model of the same image size and tokenizer."""
+
+    arch: str | None = None  # as model.arch; of composed queries a run with a composer; null = none
+    weights: str | None = None  # as model.weights
 
 
 @dataclass
@@ -123,6 +144,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
     loss: Part = _part("info_nce")
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
@@ -143,7 +165,7 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if "=" not in override or override.startswith("-"):
             raise UserError(f"'{override}' is not an override; write key=value, for example optim.lr=1e-4")
     try:
-        layers = [_name_parts(_plain(OmegaConf.from_dotlist([override])), Config) for override in overrides]
+        layers = [name_parts(_plain(OmegaConf.from_dotlist([override])), Config) for override in overrides]
         return _plain(OmegaConf.merge({}, *layers))  # options of a part and its name belong together in any order
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"can't read the overrides {' '.join(overrides)}: {error}") from error
@@ -153,16 +175,16 @@ def merge_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
     """Merge (source, nested dict) layers over the defaults; later layers win. Raises UserError naming the source."""
     merged: dict[str, Any] = {}
     for source, layer in layers:
-        _check_keys(layer, Config, "", source)
-        merged = _merge(merged, layer, Config)
+        check_keys(layer, Config, source)
+        merged = merge_layer(merged, layer, Config)
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Config), _without_parts(merged, Config))
+        typed = OmegaConf.merge(OmegaConf.structured(Config), without_parts(merged, Config))
         config = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{' + '.join(s for s, layer in layers if layer)}: key '{error.full_key}': {reason}") from error
     assert isinstance(config, Config)
-    _set_parts(config, merged)
+    set_parts(config, merged)
     return config
 
 
@@ -183,101 +205,3 @@ def _plain(node: Any) -> Any:
 def _listing(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else Path("configs")
     return ", ".join(str(file) for file in sorted(folder.glob("*.yaml"))) or f"none in {folder}"
-
-
-def _sections(schema: type) -> dict[str, Any]:
-    """Field name -> nested dataclass, PART, or None for a plain value."""
-    found: dict[str, Any] = {}
-    for item in fields(schema):
-        nested = item.type if isinstance(item.type, type) and is_dataclass(item.type) else None
-        found[item.name] = PART if item.metadata.get("part") else nested
-    return found
-
-
-def _all_keys(schema: type, prefix: str = "") -> list[str]:
-    keys = []
-    for name, nested in _sections(schema).items():
-        keys.append(prefix + name)
-        if nested is PART:
-            keys.append(f"{prefix}{name}.name")
-        elif nested:
-            keys += _all_keys(nested, f"{prefix}{name}.")
-    return keys
-
-
-def _check_keys(layer: Mapping[str, Any], schema: type, prefix: str, source: str) -> None:
-    sections = _sections(schema)
-    for key, value in layer.items():
-        if key not in sections:
-            near = difflib.get_close_matches(f"{prefix}{key}", _all_keys(Config), n=1, cutoff=0.4)
-            hint = f"did you mean '{near[0]}'?" if near else f"keys here: {', '.join(sections)}"
-            raise UserError(f"{source}: unknown key '{prefix}{key}': {hint}")
-        nested = sections[key]
-        if nested is PART:
-            optional = getattr(schema(), key) is None
-            if not isinstance(value, str | dict) and not (value is None and optional):
-                raise UserError(
-                    f"{source}: key '{prefix}{key}' must be a name or a mapping {{name: ...}}, got {value!r}"
-                )
-        elif nested:
-            if not isinstance(value, dict):
-                raise UserError(f"{source}: key '{prefix}{key}' must be a mapping, got {value!r}")
-            _check_keys(value, nested, f"{prefix}{key}.", source)
-
-
-def _merge(base: dict[str, Any], layer: Mapping[str, Any], schema: type) -> dict[str, Any]:
-    merged = dict(base)
-    sections = _sections(schema)
-    for key, value in layer.items():
-        nested = sections[key]
-        if nested is PART:
-            merged[key] = _merge_part(merged.get(key, _default_part(schema, key)), value)
-        elif nested:
-            merged[key] = _merge(merged.get(key, {}), value, nested)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merged[key] | value
-        else:
-            merged[key] = value
-    return merged
-
-
-def _name_parts(layer: dict[str, Any], schema: type) -> dict[str, Any]:
-    """`{composer: tirg}` -> `{composer: {name: tirg}}`."""
-    named = dict(layer)
-    for key, nested in _sections(schema).items():
-        value = named.get(key)
-        if nested is PART and isinstance(value, str):
-            named[key] = {"name": value}
-        elif nested is not PART and nested and isinstance(value, dict):
-            named[key] = _name_parts(value, nested)
-    return named
-
-
-def _default_part(schema: type, key: str) -> Part | None:
-    return getattr(schema(), key)
-
-
-def _merge_part(old: Part | None, new: str | Part | None) -> Part | None:
-    if new is None or isinstance(new, str):
-        return {"name": new} if new else None
-    return dict(new) if "name" in new else {**(old or {}), **new}
-
-
-def _without_parts(layer: Mapping[str, Any], schema: type) -> dict[str, Any]:
-    """The plain values, for OmegaConf's type check; parts are checked against their constructors instead."""
-    plain: dict[str, Any] = {}
-    for key, value in layer.items():
-        nested = _sections(schema)[key]
-        if nested is not PART:
-            plain[key] = _without_parts(value, nested) if nested else value
-    return plain
-
-
-def _set_parts(section: Any, layer: Mapping[str, Any]) -> None:
-    for key, nested in _sections(type(section)).items():
-        if key not in layer:
-            continue
-        if nested is PART:
-            setattr(section, key, layer[key])
-        elif nested:
-            _set_parts(getattr(section, key), layer[key])

@@ -20,6 +20,7 @@ from cliplab.evaluation.submissions import write_submission
 from cliplab.models.checkpoints.weights import load_strictly
 from cliplab.results import write_json, write_ranks, write_results
 from cliplab.run import RunDirectory, claim_run, find_run, read_checkpoint, run_directory
+from cliplab.trainer import build_evaluator, build_trainer
 from cliplab.training.failures import shared_failures
 from cliplab.training.loggers import read_curves
 from cliplab.training.module import RetrievalModule
@@ -37,7 +38,7 @@ def train(config: Config, dataset: RetrievalDataset) -> None:
     module = build.build_module(config, model, built_from)
     if run.resume_from is not None:
         load_checkpoint(module, run.resume_from)  # says what is wrong with it before the Trainer stumbles over it
-    trainer = build.build_trainer(config, run)
+    trainer = build_trainer(config, run)
     if trainer.is_global_zero:
         report.console().print(report.parts_table(model.part_parameters(), module.groups()))
     claim_run(run, config)
@@ -61,12 +62,12 @@ def evaluate(config: Config, dataset: RetrievalDataset, checkpoint: Path | None,
     started = time.perf_counter()
     L.seed_everything(config.seed, workers=True, verbose=False)
     model, built_from = build.build_model(config, stored and stored["hyper_parameters"]["built_from"])
-    module = build.build_module(config, model, built_from)
+    module = build.build_module(config, model, built_from, train=False)
     if stored is not None:
         load_strictly(module, stored["state_dict"], str(checkpoint))
     datamodule = build.build_datamodule(config, dataset, model, built_from, train=False)
     run = RunDirectory(evaluation_folder(config, datamodule.protocol.name, checkpoint))
-    trainer = build.build_evaluator(config, run)
+    trainer = build_evaluator(config, run)
     seconds = {"set-up": time.perf_counter() - started}
     with shared_failures(trainer), timed(seconds, "test"):
         trainer.test(module, datamodule, verbose=False)

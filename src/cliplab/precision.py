@@ -25,3 +25,8 @@ def matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def at_least_fp32(x: torch.Tensor) -> torch.Tensor:
+    """Half precision as fp32, anything else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -20,6 +20,7 @@ from cliplab.models.checkpoints import hugging_face_save, open_clip
 from cliplab.models.checkpoints.weights import load_strictly, tower_weights
 from cliplab.models.clip import CLIP, CustomTextCLIP, build_clip, image_tower, text_tower
 from cliplab.models.image_tower import ImageTower
+from cliplab.models.lora import merged
 from cliplab.models.precision import cast
 from cliplab.models.text_transformer import TextTower
 from cliplab.registry import closest
@@ -191,7 +192,7 @@ def save(model: nn.Module, folder: str | Path, format: Literal["open_clip", "hug
         raise UserError("a model on the device meta has no weights to save")
     folder, architecture = Path(folder), model.architecture
     preprocess = model.visual.preprocess_cfg or asdict(Preprocess(size=image_side(architecture)))
-    state_dict = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state_dict = {key: value.detach().cpu().contiguous() for key, value in merged(model.state_dict()).items()}
     try:
         writers[format](folder, state_dict, architecture, preprocess)
         for name in _FILES_OF[next(other for other in writers if other != format)]:

@@ -16,6 +16,7 @@ from cliplab.models.checkpoints import hugging_face, open_clip
 from cliplab.models.checkpoints.hub import CONFIG_FILES, WEIGHT_FILES, hub_folder
 from cliplab.models.checkpoints.hugging_face_keys import to_open_clip
 from cliplab.models.checkpoints.weights import FILE_ENDINGS, Weights, read_file, read_state_dict
+from cliplab.models.lora import merged
 from cliplab.registry import closest
 from cliplab.run import checkpoint_of, read_checkpoint
 
@@ -74,7 +75,7 @@ def _without_own_weights(architecture: Mapping[str, Any]) -> dict[str, Any]:
 def check_source(name: str, weights: str | None) -> None:
     """What can be said about name and weights without reading the weights. Raises UserError."""
     path = _folder_of(name)
-    if path is None and not _is_run(Path(name)):
+    if path is None and not is_run(Path(name)):
         read_architecture(architecture_name(name))
     if weights is not None and _is_path(weights):
         if not Path(weights).exists():
@@ -92,7 +93,8 @@ def _is_path(weights: str) -> bool:
     return weights.endswith(FILE_ENDINGS) or Path(weights).exists()
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a path is a run directory or a checkpoint of ours."""
     return path.suffix == ".ckpt" or (path / "checkpoints").is_dir()
 
 
@@ -104,7 +106,7 @@ def _folder_of(name: str) -> Path | None:
             raise UserError(f"'{name}' names no repository: write {HUB}org/name")
         return hub_folder(repository, (*CONFIG_FILES, *WEIGHT_FILES), WEIGHT_FILES)
     path = Path(name.removeprefix(LOCAL))
-    if path.is_dir() and not _is_run(path):
+    if path.is_dir() and not is_run(path):
         return path
     if path.is_file() and path.suffix not in (".json", ".ckpt"):
         raise UserError(f"{path} is a file: give an architecture as the name and the file as its weights")
@@ -118,7 +120,7 @@ def _named(name: str, read: bool) -> Source:
     folder = _folder_of(name)
     if folder is not None:
         return read_folder(folder, read)
-    if _is_run(Path(name)):
+    if is_run(Path(name)):
         return _read_run(name)
     known = architecture_name(name)
     try:
@@ -188,9 +190,8 @@ def _read_run(name: str) -> Source:
     built_from = stored["hyper_parameters"]["built_from"]
     prefix = "model.clip."
     state_dict = {k.removeprefix(prefix): v for k, v in stored["state_dict"].items() if k.startswith(prefix)}
-    return Source(
-        str(path), built_from["architecture"], Preprocess(**built_from["preprocess"]), Weights(str(path), state_dict)
-    )
+    weights = Weights(str(path), merged(state_dict))
+    return Source(str(path), built_from["architecture"], Preprocess(**built_from["preprocess"]), weights)
 
 
 def _with_weights(source: Source, weights: str, read: bool = True) -> Source:
@@ -201,7 +202,7 @@ def _with_weights(source: Source, weights: str, read: bool = True) -> Source:
             raise UserError(f"weights={weights}: a tag belongs to an architecture's name, not to {source.name}")
         found = open_clip.read_tag(architecture_name(source.name), weights, read)
     elif Path(weights).is_dir():
-        other = _read_run(weights) if _is_run(Path(weights)) else read_folder(Path(weights), read)
+        other = _read_run(weights) if is_run(Path(weights)) else read_folder(Path(weights), read)
         architecture = _with_numerics(architecture, other.architecture)
         preprocess = {key: value for key, value in asdict(other.preprocess).items() if key != "size"}
         found = replace(other.weights or Weights(weights, {}), preprocess=preprocess)
@@ -221,6 +222,7 @@ def _with_numerics(architecture: Mapping[str, Any], other: Mapping[str, Any]) ->
     for section in ("vision_cfg", "text_cfg"):
         own = {key: value for key, value in architecture[section].items() if key not in _NUMERICS}
         merged[section] = {**own, **{key: other[section][key] for key in _NUMERICS if key in other[section]}}
+    merged |= {"init_logit_bias": other["init_logit_bias"]} if "init_logit_bias" in other else {}  # there is a tensor
     activation = (other["vision_cfg"].get("timm_kwargs") or {}).get("act_layer")
     if activation is not None and "timm_model_name" in merged["vision_cfg"]:
         options = architecture["vision_cfg"].get("timm_kwargs") or {}

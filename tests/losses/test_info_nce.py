@@ -1,5 +1,4 @@
 import math
-import sys
 
 import pytest
 import torch
@@ -7,9 +6,9 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 
+from cliplab.losses import rows
 from cliplab.losses.info_nce import cosine_scores, info_nce
 
-module = sys.modules["cliplab.losses.info_nce"]  # the package has a function of the same name
 B, D = 7, 5
 
 
@@ -204,8 +203,8 @@ class TestByChunks:
         query, target, scale = make_features()
         loss = info_nce(query, target, scale, symmetric=symmetric, target_id=ids)
         expected = torch.autograd.grad(loss, (query, target, scale))
-        monkeypatch.setattr(module, "KEPT", 10)
-        monkeypatch.setattr(module, "CHUNK", chunk)
+        monkeypatch.setattr(rows, "KEPT", 10)
+        monkeypatch.setattr(rows, "CHUNK", chunk)
         largest = []
 
         def score(query: Tensor, target: Tensor) -> Tensor:
@@ -221,8 +220,8 @@ class TestByChunks:
         query, target, scale = make_features(torch.bfloat16)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = info_nce(query, target, scale)
-            monkeypatch.setattr(module, "KEPT", 10)
-            monkeypatch.setattr(module, "CHUNK", 2 * B)
+            monkeypatch.setattr(rows, "KEPT", 10)
+            monkeypatch.setattr(rows, "CHUNK", 2 * B)
             chunked = info_nce(query, target, scale)
         assert chunked.dtype == torch.float32
         torch.testing.assert_close(chunked, loss, rtol=1e-6, atol=0)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cliplab.errors import UserError
-from cliplab.models.clip import CLIP, CLIPTextCfg, CLIPVisionCfg, build_clip
+from cliplab.models.clip import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP, build_clip
 from tests.oracles import MODIFIED_RESNET, TIMM_VIT, assert_same_model, assert_same_output, open_clip_model
 from tests.oracles import make_pair as make_oracle_pair
 
@@ -187,3 +187,25 @@ def test_what_can_not_be_built_is_named() -> None:
             build_clip({"embed_dim": 20, "vision_cfg": VISION, "text_cfg": TEXT, **config})
     with pytest.raises(UserError, match="needs CustomTextCLIP"):
         CLIP(20, VISION, {"hf_model_name": "x"})
+
+
+@pytest.mark.parametrize("layout", [CLIP, CustomTextCLIP])
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_bias_is_added_where_there_is_none_and_rebuilt(layout: Any, is_trained: bool) -> None:
+    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+    text = {"context_length": 6, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
+    clip = layout(8, vision, text)
+    clip.add_logit_bias(is_trained)
+    assert clip.logit_bias.item() == -10 and clip.logit_bias.requires_grad and clip.logit_bias.shape == ()
+    assert clip.logit_scale.exp().item() == pytest.approx(1 / 0.07 if is_trained else 10)
+    again = build_clip(clip.architecture)
+    again.load_state_dict(clip.state_dict(), strict=True)
+    theirs = (open_clip.CustomTextCLIP if layout is CustomTextCLIP else open_clip.CLIP)(
+        **{key: value for key, value in clip.architecture.items() if key != "custom_text"}
+    )
+    theirs.load_state_dict(clip.state_dict(), strict=True)
+    with torch.no_grad():
+        clip.logit_bias.fill_(-3)
+    clip.add_logit_bias(is_trained=False)
+    assert clip.logit_bias.item() == -3, "a bias that is there stays"
+    assert dict(clip.named_parameters())["logit_bias"] is clip.logit_bias

@@ -269,3 +269,23 @@ def test_a_frozen_text_tower_of_its_own_keeps_evaluating() -> None:
     model.freeze(["text_encoder"])
     model.train()
     assert not model.clip.text_tower.training and model.clip.visual.training
+
+
+def test_negatives_are_targets_of_a_query_each() -> None:
+    model = make_model(Sum())
+    images = make_query()["image"].unflatten(0, (4, 2))
+    found = model.encode_negatives({"image": images})
+    assert found.shape == (4, 2, D)
+    for row in range(4):
+        torch.testing.assert_close(found[row], model.encode_target({"image": images[row]}))
+
+
+@pytest.mark.parametrize("layout", [CLIP, CustomTextCLIP])
+def test_layers_hold_every_parameter_of_a_tower_once(layout: Any) -> None:
+    model = ComposedRetriever(layout(D, VISION, TEXT), Combiner(D), MEAN, STD)
+    layers, parts = model.part_layers(), model.part_parameters()
+    assert layers.keys() == {"image_encoder", "text_encoder"}
+    for part, found in layers.items():
+        own = [id(parameter) for layer in found for parameter in layer]
+        assert len(own) == len(set(own)) and set(own) == {id(parameter) for parameter in parts[part]}
+        assert len(found) == 3, "embedding, the one block with its norm, projection"

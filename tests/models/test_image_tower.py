@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cliplab.errors import UserError
-from cliplab.models.image_tower import ImageTower, as_map, check_format, lock_groups, resize_positions
+from cliplab.models.image_tower import ImageTower, as_map, check_format, layers_of, lock_groups, resize_positions
 from tests.oracles import MODIFIED_RESNET, TEXT, VIT, make_pair, pictures
 
 DEEP = {**VIT, "layers": 4}
@@ -129,3 +129,13 @@ def test_positions_of_a_plane_stay_a_plane() -> None:
     grid = made[1:].reshape(8, 2)
     torch.testing.assert_close(grid[:, 0], grid[:, 1])
     assert (grid[1:, 0] > grid[:-1, 0]).all()
+
+
+def test_layers_of_has_every_parameter_once_and_the_rest_on_top() -> None:
+    first, second, third = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    alone = nn.Parameter(torch.zeros(2))
+    parameters = [*third.parameters(), *first.parameters(), *second.parameters(), alone]
+    layers = layers_of(parameters, [[first], [alone, first], [second]])
+    own = [list(first.parameters()), [alone], list(second.parameters()), list(third.parameters())]
+    assert [[id(p) for p in layer] for layer in layers] == [[id(p) for p in layer] for layer in own]
+    assert len(layers_of(list(first.parameters()), [[first]])) == 1

@@ -8,10 +8,11 @@ from cliplab.errors import UserError
 from cliplab.models.clip import CLIP
 from cliplab.models.composed import PARTS, ComposedRetriever
 from cliplab.models.composers import TIRG
-from cliplab.training.optim import adamw, not_finite, parameter_groups, warmup_then
+from cliplab.training.optim import adamw, decayed_by_layer, not_finite, parameter_groups, warmup_then
 
-VISION = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
-TEXT = {"context_length": 6, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
+LAYERS = 3
+VISION = {"image_size": 16, "patch_size": 8, "width": 16, "layers": LAYERS, "head_width": 8}
+TEXT = {"context_length": 6, "vocab_size": 20, "width": 16, "heads": 2, "layers": LAYERS}
 
 
 def make_model() -> ComposedRetriever:
@@ -82,6 +83,11 @@ class TestSchedule:
         factor = warmup_then("constant", 0.5, 4)
         assert [factor(step) for step in range(6)] == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]
 
+    def test_warm_up_then_linear_by_hand(self) -> None:
+        factor = warmup_then("linear", 0.2, 10)
+        assert [factor(step) for step in range(10)] == pytest.approx([0.5, 1.0, *(1 - k / 8 for k in range(8))])
+        assert factor(10) == 0 and factor(12) == 0
+
     def test_no_warm_up(self) -> None:
         assert [warmup_then("cosine", 0.0, 2)(step) for step in (0, 1)] == pytest.approx([1.0, 0.5])
         assert warmup_then("cosine", 0.05, 3)(0) == 1.0, "a share below one step is none"
@@ -134,3 +140,48 @@ def test_the_fused_steps_are_the_plain_ones() -> None:
         plain.step()
     for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7, msg=name)
+
+
+class TestLayerDecay:
+    def groups(self, decay: float) -> dict[str, float]:
+        """Parameter name -> learning rate."""
+        model = make_model()
+        groups = parameter_groups(model, model.part_parameters(), 1e-3, 0.2, {"image_encoder": 0.5})
+        found = decayed_by_layer(groups, model.part_layers(), decay)
+        names = [group.as_group()["name"] for group in found]
+        assert len(set(names)) == len(names)
+        rates = {id(parameter): group.lr for group in found for parameter in group.parameters}
+        assert len(rates) == sum(len(group.parameters) for group in found) == len(list(model.parameters()))
+        kept = {id(parameter): group.weight_decay for group in groups for parameter in group.parameters}
+        assert all(kept[id(p)] == group.weight_decay for group in found for p in group.parameters)
+        return {name: rates[id(parameter)] for name, parameter in model.named_parameters()}
+
+    def depth(self, name: str) -> int:
+        """From the top, by name alone: projection 0, last block and its norm 1, embeddings below."""
+        if name in ("clip.visual.proj", "clip.text_projection"):
+            return 0
+        if "resblocks" in name:
+            return LAYERS - int(name.split("resblocks.")[1].split(".")[0])
+        return 1 if "ln_post" in name or "ln_final" in name else LAYERS + 1
+
+    def test_rates_by_name(self) -> None:
+        for name, rate in self.groups(0.7).items():
+            part_lr = 5e-4 if name.startswith("clip.visual") else 1e-3
+            in_tower = name.startswith("clip.") and "logit" not in name
+            expected = part_lr * 0.7 ** self.depth(name) if in_tower else part_lr
+            assert rate == pytest.approx(expected), name
+
+    def test_layers_are_named(self) -> None:
+        model = make_model()
+        groups = parameter_groups(model, model.part_parameters(), 1e-3, 0.2, {})
+        names = {group.name for group in decayed_by_layer(groups, model.part_layers(), 0.5)}
+        assert {"image_encoder/layer_0", "image_encoder/layer_0/no_decay", "text_encoder/layer_4", "composer"} <= names
+        assert not any(name in names for name in ("image_encoder", "text_encoder", "image_encoder/layer_5"))
+
+    def test_a_frozen_tower_has_no_groups_and_no_decay_changes_nothing(self) -> None:
+        model = make_model()
+        model.freeze(["image_encoder"])
+        groups = parameter_groups(model, model.part_parameters(), 1e-3, 0.2, {})
+        found = decayed_by_layer(groups, model.part_layers(), 0.5)
+        assert {group.part for group in found} == {"text_encoder", "composer", "temperature"}
+        assert decayed_by_layer(groups, {}, 1.0) == groups

@@ -10,6 +10,7 @@ from cliplab.data.fashioniq import FashionIQ
 from cliplab.data.flickr30k import Flickr8k, Flickr30k
 from cliplab.data.image_folder import ImageFolderDataset
 from cliplab.data.karpathy import Karpathy
+from cliplab.data.triplets import Triplets
 from cliplab.data.wardrobe import Wardrobe, WardrobeCaptions
 
 DATASETS = {
@@ -22,6 +23,7 @@ DATASETS = {
     "flickr30k": Flickr30k,
     "flickr8k": Flickr8k,
     "karpathy": Karpathy,
+    "triplets": Triplets,
     "image_folder": ImageFolderDataset,
 }
 

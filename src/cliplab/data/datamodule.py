@@ -1,8 +1,9 @@
 """From a data set to batches in one vocabulary, the same for every data set and split.
 
-Batch: {query: {image?, text?}, target: {image? | text?}, row_id, query_id, target_id, reference_id}; images
-[B, 3, H, W] uint8, text [B, L] and ids [B] int64. Evaluation loaders give queries (no target) and gallery rows (no
-query). A composer that learns from images or texts alone gets batches of these only: query or target is empty then.
+Batch: {query: {image?, text?}, target: {image? | text?}, negatives?: {image [B, N, 3, H, W]}, row_id, query_id,
+target_id, reference_id}; images [B, 3, H, W] uint8, text [B, L] and ids [B] int64. Evaluation loaders give queries (no
+target) and gallery rows (no query). A composer that learns from images or texts alone gets batches of these only: query
+or target is empty then.
 
 What a feature cache holds of a batch stands as `image_row` or `text_row` [B] int64 in place of `image` or `text`, from
 the loader to the device; there it becomes `image_features` or `text_features` [B, D], what the frozen tower gave.
@@ -68,8 +69,10 @@ class RetrievalDataModule(L.LightningDataModule):
         separate: bool | None = None,
         image_backend: str = "exact",
         learns_from: str = "triplets",
+        hard_negatives: int = 0,
     ) -> None:
         super().__init__()
+        self.hard_negatives = hard_negatives
         # Whether the targets of a global training batch all differ; None = as the data set has it.
         self.separate = dataset.same_image == "separate" if separate is None else separate
         self.dataset = dataset
@@ -105,6 +108,7 @@ class RetrievalDataModule(L.LightningDataModule):
         asked = training_columns(table, self.columns)
         cached = cached_rows(self.features, asked, self._loads(), self.trainer, training=True)
         rows = TrainRows(table, self.transform, self.tokenize, self.seed, cached, self.columns)
+        rows.hard_negatives = self.hard_negatives
         replicas, rank = self._processes()
         if not len(rows):
             raise UserError(

@@ -81,6 +81,10 @@ class RetrievalDataset(ABC):
     def check(self, protocol: Protocol, splits: Iterable[str]) -> None:
         """Raise UserError unless the annotations and images that `splits` need are there and well formed."""
 
+    def check_negatives(self) -> None:
+        """Raise UserError unless every training sample names hard negatives (the column `negatives`, of paths)."""
+        raise UserError(f"data.hard_negatives: data.name={self.benchmark_name} names none; data.name=triplets does")
+
     @abstractmethod
     def train_table(self, protocol: Protocol) -> Dataset:
         """The training samples under the protocol's `train_join`."""

@@ -67,6 +67,7 @@ class TrainRows(data.Dataset):
         self._counts, self._starts = np.asarray(lengths), np.cumsum([0, *lengths])[:-1]
         self._uncached = [name for name in self.columns if name not in self.cached]
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self.hard_negatives = 0  # of each row, drawn from its column `negatives`
 
     def __len__(self) -> int:
         return len(self.table)
@@ -85,7 +86,19 @@ class TrainRows(data.Dataset):
             query |= self._images("reference", rows, found, generators)
         target = self._images("target", rows, found, generators) if "target" in self.columns else {}
         ids = {"row_id": rows, "query_id": rows} | {name: column[rows] for name, column in self._ids.items()}
-        return {"query": query, "target": target} | {name: torch.from_numpy(column) for name, column in ids.items()}
+        batch: dict[str, Any] = {"query": query, "target": target}
+        if self.hard_negatives:
+            batch["negatives"] = {"image": self._negatives(rows, epoch)}
+        return batch | {name: torch.from_numpy(column) for name, column in ids.items()}
+
+    def _negatives(self, rows: np.ndarray, epoch: int) -> Tensor:
+        """uint8 [B, N, 3, H, W]; where a row has fewer than N, some stand there again."""
+        images = []
+        for row, paths in zip(rows.tolist(), self.table.select_columns(["negatives"])[rows]["negatives"], strict=True):
+            generator = np.random.default_rng((self.seed, epoch, row, 1))
+            chosen = generator.choice(len(paths), self.hard_negatives, replace=len(paths) < self.hard_negatives)
+            images.append(torch.stack([self.transform(paths[place], generator) for place in chosen]))
+        return torch.stack(images)
 
     def chosen_texts(self, epoch: int) -> np.ndarray:
         """By row: which of its texts an epoch asks with [N]; it depends on seed, epoch and row alone."""

@@ -18,6 +18,7 @@ from cliplab.models.vision_transformer import VisionTransformer
 
 VisionCfg = CLIPVisionCfg | Mapping[str, Any]
 TextCfg = CLIPTextCfg | Mapping[str, Any]
+SIGLIP_BIAS, SIGLIP_SCALE = -10.0, 10.0  # initially (Zhai et al., 2023)
 
 
 class DualEncoder(nn.Module):
@@ -142,6 +143,18 @@ class DualEncoder(nn.Module):
             output["logit_scale"] = self.logit_scale.exp()
             output |= {"logit_bias": self.logit_bias} if self.logit_bias is not None else {}
         return output
+
+    def add_logit_bias(self, is_trained: bool) -> None:
+        """SigLIP's learned bias of the logits where there is none, initially -10; the architecture then says so.
+
+        A model that is not trained yet also gets SigLIP's scale, initially 10.
+        """
+        if self.logit_bias is not None:
+            return
+        self.logit_bias = nn.Parameter(torch.full_like(self.logit_scale.detach(), SIGLIP_BIAS))
+        self._scalars["init_logit_bias"] = SIGLIP_BIAS
+        if not is_trained:
+            nn.init.constant_(self.logit_scale, math.log(SIGLIP_SCALE))
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
         """Freeze the image tower but for its last groups (LiT, Zhai et al., 2022)."""

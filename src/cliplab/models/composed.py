@@ -12,6 +12,7 @@ from cliplab.models.chunks import check_chunks, encode_in_chunks
 from cliplab.models.clip import DualEncoder
 from cliplab.models.composers import Composer, ImageOnly, Pair, TextOnly
 from cliplab.models.composers.composer import unit
+from cliplab.models.image_tower import layers_of
 from cliplab.models.repeats import encode_once
 
 PARTS = ("image_encoder", "text_encoder", "composer", "temperature")
@@ -99,6 +100,11 @@ class ComposedRetriever(nn.Module):
         is_image = "image" in target or "image_features" in target
         return unit(self.image_features(target) if is_image else self.text_features(target))
 
+    def encode_negatives(self, negatives: Mapping[str, Tensor]) -> Tensor:
+        """`{image [B, N, 3, H, W]}`, N images a query -> unit features [B, N, D]."""
+        images = negatives["image"]
+        return self.encode_target({"image": images.flatten(0, 1)}).unflatten(0, images.shape[:2])
+
     def training_pairs(self, query: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> list[Pair]:
         """What the loss compares for a training batch; images that are on both sides are encoded once."""
         composer = self.composer
@@ -168,6 +174,14 @@ class ComposedRetriever(nn.Module):
         counted = sum(len(parameters) for parameters in parts.values())
         assert counted == len(list(self.parameters())), "a parameter belongs to no part or to two"
         return parts
+
+    def part_layers(self) -> dict[str, list[list[nn.Parameter]]]:
+        """The parameters of each tower by layer, from its input to its output."""
+        image, text = self.clip.visual, self.clip.text_tower
+        return {
+            "image_encoder": layers_of(image.parameters(), image.groups()),
+            "text_encoder": layers_of(text.text_parameters(), text.text_groups()),
+        }
 
     def set_chunk_size(self, size: int | None) -> None:
         """How many the towers take at a time in training. After `freeze`; raises UserError for trained BatchNorm."""

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel
 
 from cliplab.errors import UserError
 from cliplab.models.checkpoints.hub import CONFIG_FILES, WEIGHT_FILES, hub_folder
-from cliplab.models.image_tower import lock_groups
+from cliplab.models.image_tower import Group, lock_groups
 from cliplab.models.text_transformer import TextTower
 from cliplab.models.tower_cfg import CLIPTextCfg, text_cfg_of
 from cliplab.models.transformer import Indices, taken_indices
@@ -107,14 +107,18 @@ class HFTextTower(TextTower):
             raise UserError("a Hugging Face text tower gives attention maps with attention=eager only")
         return list(maps)
 
+    def text_groups(self) -> list[Group]:
+        """Embeddings and each layer of the encoder; `proj` belongs to none."""
+        layers = next(module for module in self.transformer.modules() if isinstance(module, nn.ModuleList))
+        embeddings = getattr(self.transformer, "embeddings", None) or self.transformer.get_input_embeddings()  # type: ignore[operator]
+        return [[embeddings], *([layer] for layer in layers)]
+
     def lock_text(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         """Freeze the encoder but for its last `unlocked_layers` layers; `proj` stays trainable, as in open_clip.
 
         `freeze_layer_norm=False` leaves the norms of the frozen layers trainable.
         """
-        layers = next(module for module in self.transformer.modules() if isinstance(module, nn.ModuleList))
-        embeddings = getattr(self.transformer, "embeddings", None) or self.transformer.get_input_embeddings()  # type: ignore[operator]
-        modules: list[nn.Module] = [embeddings, *layers]
+        modules: list[nn.Module] = [module for (module,) in self.text_groups()]  # type: ignore[misc]
         if unlocked_layers < 0:
             raise UserError(f"can't leave {unlocked_layers} layers unlocked: give 0 or more")
         locked = [self.transformer] if unlocked_layers == 0 else modules[:-unlocked_layers]

@@ -1,7 +1,7 @@
 """What every image tower offers beside its forward pass: locking, intermediates, tokens, another image size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -122,6 +122,16 @@ def lock_groups(parameters: object, groups: Sequence[Group], unlocked: int) -> N
     for part in (part for group in groups[max(len(groups) - unlocked, 0) :] for part in group):
         for parameter in [part] if isinstance(part, nn.Parameter) else part.parameters():
             parameter.requires_grad_(True)
+
+
+def layers_of(parameters: Iterable[nn.Parameter], groups: Sequence[Group]) -> list[list[nn.Parameter]]:
+    """`parameters` by the group that they first stand in, from the input on; those of no group are the last layer."""
+    left = {id(parameter): parameter for parameter in parameters}
+    layers = []
+    for group in groups:
+        own = [p for part in group for p in ([part] if isinstance(part, nn.Parameter) else part.parameters())]
+        layers.append([left.pop(id(parameter)) for parameter in dict.fromkeys(own) if id(parameter) in left])
+    return [*layers, list(left.values())] if left else layers
 
 
 def can_resize(stored: Tensor, own: Tensor) -> bool:

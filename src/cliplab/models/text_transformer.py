@@ -73,6 +73,10 @@ class TextTower(nn.Module):
         """The parameters of the text tower alone."""
         return list(self.parameters())
 
+    def text_groups(self) -> list[Group]:
+        """Modules and parameters from the input to the output, as far as they belong to a layer."""
+        raise NotImplementedError
+
     def lock_text(self, unlocked_layers: int = 0, freeze_layer_norm: bool = True) -> None:
         """Freeze all but the last `unlocked_layers` groups."""
         raise NotImplementedError

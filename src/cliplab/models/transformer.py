@@ -90,9 +90,9 @@ class Attention(nn.Module):
 
     def attend_from(self, queries: Tensor, x: Tensor, mask: Tensor | None, ragged: Ragged | None) -> Tensor:
         """One token of each row [B, W] that looks at the tokens x of its row, as in `forward` -> [B, W]."""
-        width = x.shape[-1]
-        q = F.linear(queries, self.in_proj_weight[:width], self.in_proj_bias[:width])
-        k, v = self._heads(F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), ragged)
+        width, weight = x.shape[-1], self.in_proj_weight  # once: an adapter computes it anew each time
+        q = F.linear(queries, weight[:width], self.in_proj_bias[:width])
+        k, v = self._heads(F.linear(x, weight[width:], self.in_proj_bias[width:]), ragged)
         attended = attend(q.unflatten(-1, (self.heads, 1, -1)), k, v, self.attention_implementation, mask)
         return self.out_proj(attended.flatten(1))
 

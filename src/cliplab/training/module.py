@@ -17,14 +17,15 @@ from cliplab.evaluation.metrics import with_mean
 from cliplab.evaluation.scoring import CosineScorer, JointScorer, Scorer
 from cliplab.models.composed import ComposedRetriever
 from cliplab.models.composers import Pair
-from cliplab.training.optim import ParameterGroup, adamw, not_finite, parameter_groups, warmup_then
+from cliplab.training.optim import ParameterGroup, adamw, decayed_by_layer, not_finite, parameter_groups, warmup_then
+from cliplab.training.teacher import Teacher
 
-Loss = Callable[..., Tensor]  # of query, target, scale, score, and target_id where equal targets are positives
+Loss = Callable[..., Tensor]  # of query, target, scale and those of LOSS_INPUTS that it names
 Outcome = dict[str, dict[str, RankedBenchmark]]  # way of composing ("" = the model's own) -> benchmark -> outcome
 
 
 class RetrievalModule(L.LightningModule):
-    """Trains with a loss of (query, target, scale, score); evaluates the benchmarks of its data module.
+    """Trains with a loss of (query, target, scale, ...); evaluates the benchmarks of its data module.
 
     What a lone checkpoint file is rebuilt from is put in with `save_hyperparameters` by build.py.
     """
@@ -38,12 +39,14 @@ class RetrievalModule(L.LightningModule):
         self.loss_inputs = frozenset(inspect.signature(loss).parameters)
         self.evaluators: list[Evaluator] = []
         self.outcome: Outcome = {}
+        self.teacher: Teacher | None = None  # set by build.py where the loss learns from one
         self.probe: LinearProbe | None = None  # fitted beside the test by training/classification.py
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Batch in the vocabulary of data/datamodule.py -> scalar loss."""
         pairs = self.model.training_pairs(batch["query"], batch["target"])
-        loss = torch.stack([pair.weight * self._loss_of(pair, batch) for pair in pairs]).sum()
+        given = zip(pairs, self._given(pairs, batch), strict=True)
+        loss = torch.stack([pair.weight * self._loss_of(pair, each) for pair, each in given]).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()} at step {self.global_step}; {not_finite(self)}")
         size = len(pairs[0].target)
@@ -51,13 +54,20 @@ class RetrievalModule(L.LightningModule):
         self.log("train/scale", self.model.scale, batch_size=size)
         return loss
 
-    def _loss_of(self, pair: Pair, batch: dict[str, Any]) -> Tensor:
-        """With those of LOSS_INPUTS that it takes."""
-        given: dict[str, Tensor | None] = {"reference": pair.reference, "bias": self.model.clip.logit_bias}
+    def _given(self, pairs: list[Pair], batch: dict[str, Any]) -> list[dict[str, Tensor | None]]:
+        """Per pair what a loss may take of LOSS_INPUTS beside its vectors."""
+        shared: dict[str, Any] = {"score": self.model.score, "bias": self.model.clip.logit_bias}
         if self.positives:
-            given["target_id"] = batch["target_id"]
+            shared["target_id"] = batch["target_id"]
+        if "negatives" in self.loss_inputs and "negatives" in batch:
+            shared["negatives"] = self.model.encode_negatives(batch["negatives"])
+        taught = self.teacher.outputs(batch, len(pairs)) if self.teacher is not None else [{}] * len(pairs)
+        return [{**shared, **outputs, "reference": pair.reference} for pair, outputs in zip(pairs, taught, strict=True)]
+
+    def _loss_of(self, pair: Pair, given: dict[str, Tensor | None]) -> Tensor:
+        """With those of LOSS_INPUTS that it takes."""
         wanted = {name: value for name, value in given.items() if name in self.loss_inputs}
-        return self.loss(pair.query, pair.target, self.model.scale, self.model.score, **wanted)
+        return self.loss(pair.query, pair.target, self.model.scale, **wanted)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Each step draws from a seed of its own, so that a resumed run repeats the uninterrupted one."""
@@ -71,7 +81,9 @@ class RetrievalModule(L.LightningModule):
     def groups(self) -> list[ParameterGroup]:
         """The optimiser's groups; what is in none is frozen."""
         optim, parts = self.optim, self.model.part_parameters()
-        return parameter_groups(self.model, parts, optim.lr, optim.weight_decay, optim.lr_multipliers)
+        groups = parameter_groups(self.model, parts, optim.lr, optim.weight_decay, optim.lr_multipliers)
+        layers = self.model.part_layers() if optim.layer_decay != 1 else {}
+        return decayed_by_layer(groups, layers, optim.layer_decay)
 
     def configure_optimizers(self) -> Any:
         """AdamW and its schedule per step."""

@@ -1,8 +1,8 @@
-"""AdamW with parameter groups, warm-up and cosine."""
+"""AdamW with parameter groups by part and by layer, warm-up and a schedule."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,8 +56,35 @@ def parameter_groups(
     return groups
 
 
+def decayed_by_layer(
+    groups: Sequence[ParameterGroup], layers: Mapping[str, Sequence[Sequence[nn.Parameter]]], decay: float
+) -> list[ParameterGroup]:
+    """Split the groups of the parts in `layers`, and slow the learning rate down towards the input (BEiT, Bao et al.).
+
+    `layers`: per part its parameters from the input to the output, every one in one layer. The top layer keeps the lr,
+    the one d below it gets lr * decay^d. Groups are named PART/layer_N, counted from the input.
+    """
+    if decay == 1:
+        return list(groups)
+    found = []
+    for group in groups:
+        if group.part not in layers:
+            found.append(group)
+            continue
+        for number, layer in enumerate(layers[group.part]):
+            own = {id(parameter) for parameter in layer}
+            kept = [parameter for parameter in group.parameters if id(parameter) in own]
+            lr = group.lr * decay ** (len(layers[group.part]) - 1 - number)
+            name = group.name.replace(group.part, f"{group.part}/layer_{number}", 1)
+            found.append(replace(group, lr=lr, parameters=kept, name=name))
+    return [group for group in found if group.parameters]
+
+
 def warmup_then(schedule: str, warmup: float, total_steps: int) -> Callable[[int], float]:
-    """Step -> factor on the lr: linear from 1/n to 1 over the share `warmup` of the steps, then cosine to 0 or 1."""
+    """Step -> factor on the lr: linear from 1/n to 1 over the share `warmup` of the steps, then `schedule`.
+
+    cosine and linear end at 0, constant stays at 1.
+    """
     warmup_steps = int(warmup * total_steps)
 
     def factor(step: int) -> float:
@@ -66,6 +93,8 @@ def warmup_then(schedule: str, warmup: float, total_steps: int) -> Callable[[int
         if schedule == "constant":
             return 1.0
         progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        if schedule == "linear":
+            return 1 - min(1.0, progress)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return factor

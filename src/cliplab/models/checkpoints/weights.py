@@ -13,6 +13,7 @@ from cliplab.errors import UserError
 from cliplab.models.checkpoints.hugging_face_keys import is_hugging_face, to_open_clip
 from cliplab.models.checkpoints.torch_file import read_torch_file
 from cliplab.models.image_tower import ImageTower
+from cliplab.models.lora import merged
 from cliplab.models.text_transformer import CLIPTextTower, resize_text_positions
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             content = {key.removeprefix(prefix): value for key, value in content.items() if key.startswith(prefix)}
     if not content:
         raise UserError(f"{path} holds an empty state dict")
-    return content
+    return merged(content)
 
 
 def _is_safetensors(path: Path) -> bool:
