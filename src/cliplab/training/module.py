@@ -57,12 +57,15 @@ class RetrievalModule(L.LightningModule):
     def _given(self, pairs: list[Pair], batch: dict[str, Any]) -> list[dict[str, Tensor | None]]:
         """Per pair what a loss may take of LOSS_INPUTS beside its vectors."""
         shared: dict[str, Any] = {"score": self.model.score, "bias": self.model.clip.logit_bias}
-        if self.positives:
-            shared["target_id"] = batch["target_id"]
+        forward: dict[str, Any] = {"target_id": batch["target_id"]} if self.positives else {}
+        backward = {"target_id": batch["reference_id"]} if self.positives else {}
         if "negatives" in self.loss_inputs and "negatives" in batch:
-            shared["negatives"] = self.model.encode_negatives(batch["negatives"])
+            forward["negatives"] = self.model.encode_negatives(batch["negatives"])
         taught = self.teacher.outputs(batch, len(pairs)) if self.teacher is not None else [{}] * len(pairs)
-        return [{**shared, **outputs, "reference": pair.reference} for pair, outputs in zip(pairs, taught, strict=True)]
+        return [
+            {**shared, **(backward if pair.is_reversed else forward), **outputs, "reference": pair.reference}
+            for pair, outputs in zip(pairs, taught, strict=True)
+        ]
 
     def _loss_of(self, pair: Pair, given: dict[str, Tensor | None]) -> Tensor:
         """With those of LOSS_INPUTS that it takes."""

@@ -59,7 +59,7 @@ class Bidirectional(Composer):
         source, goal = unit(reference), unit(target)
         return [
             Pair(self.base.compose(reference, forward), goal, reference=source),
-            Pair(self.base.compose(target, backward), source, self.reverse_weight, reference=goal),
+            Pair(self.base.compose(target, backward), source, self.reverse_weight, is_reversed=True, reference=goal),
         ]
 
     def directed(self, text_tower: TextTower, ids: Tensor, direction: int) -> Tensor:

@@ -19,6 +19,7 @@ class Pair(NamedTuple):
     query: Tensor  # [B, D], or [B, P, D] of a composer that scores
     target: Tensor  # [B, D]
     weight: float = 1.0
+    is_reversed: bool = False  # asks from the target for the reference: ids and hard negatives are the other side's
     reference: Tensor | None = None  # [B, D], the reference images as targets are encoded, of unit length
 
 
