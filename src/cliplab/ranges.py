@@ -27,15 +27,21 @@ def check_ranges(config: Config) -> None:
 
 def check_monitor(config: Config, benchmarks: list[Benchmark], protocol: Protocol) -> None:
     """Raise UserError unless `trainer.monitor` is a metric of the validation, naming the closest one."""
-    kinds = metric_names(protocol.recall_at, protocol.subset_at, protocol.map_at)
-    kinds += ["Avg"] if {"R@5", "Rsubset@1"} <= set(kinds) else []
-    names = [f"val/{d.name}/{kind}" for benchmark in benchmarks for d in benchmark.directions for kind in kinds]
-    names += [f"val/mean/{kind}" for kind in kinds]
-    names += ["val/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) and not protocol.map_at else []
+    names = metric_keys("val", benchmarks, protocol)
     if config.trainer.monitor not in names:
         raise UserError(
             f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}"
         )
+
+
+def metric_keys(prefix: str, benchmarks: list[Benchmark], protocol: Protocol) -> list[str]:
+    """`val/dress/R@10`, ...: the metrics, the higher the better, that benchmarks report under a protocol."""
+    kinds = metric_names(protocol.recall_at, protocol.subset_at, protocol.map_at)
+    kinds += ["Avg"] if {"R@5", "Rsubset@1"} <= set(kinds) else []
+    names = [f"{prefix}/{d.name}/{kind}" for benchmark in benchmarks for d in benchmark.directions for kind in kinds]
+    names += [f"{prefix}/mean/{kind}" for kind in kinds]
+    names += [f"{prefix}/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) and not protocol.map_at else []
+    return names
 
 
 def _between(low: float, high: float = math.inf, open_low: bool = False) -> Callable[[float], bool]:
