@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cliplab.sweeps.table import ALPHA, Cell, Row, SweepTable
 
-_LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "~": r"\textasciitilde{}"}
+_LATEX = {"†": r"$^{\dagger}$", "\\": r"\textbackslash{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "~": r"\textasciitilde{}"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"^": r"\textasciicircum{}"}
 
 
@@ -30,7 +30,7 @@ def write_table(table: SweepTable, output: str, file: TextIO) -> None:
 
 def _number(cell: Cell) -> str:
     spread = "" if cell.std is None else f" ± {cell.std:.2f}"
-    return f"{cell.mean:.2f}{spread}{'*' if cell.p is not None and cell.p < ALPHA else ''}"
+    return f"{cell.mean:.2f}{spread}{'†' if cell.p is not None and cell.p < ALPHA else ''}"
 
 
 def _interval(cell: Cell) -> str:
@@ -89,14 +89,14 @@ def markdown(table: SweepTable) -> str:
     def plain(text: str) -> str:
         return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
 
-    text = _one_line(lambda number: f"**{number.replace('*', '')}**{'*' * number.count('*')}".replace("***", "**\\*"))
+    text = _one_line(lambda number: f"**{number}**")
     header = [plain(title) for title in _header(table)]
     left = 1 + len(table.varying)
     lines = [f"**{plain(table.title)}**", "", line(header)]
     lines.append(line(["---"] * left + ["---:"] * (len(header) - left)))
     for row in table.rows:
         label = plain(row.label) + (f" ({plain(row.note)})" if row.note else "")
-        cells = [label, *_lines(table, row, lambda cell: text(cell), plain)]
+        cells = [label, *_lines(table, row, text, plain)]
         if row.kind == "foreign":
             cells = [f"*{cell}*" if cell else "" for cell in cells]
         lines.append(line(cells))
@@ -111,13 +111,17 @@ def latex(table: SweepTable) -> str:
     lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(map(_tex, _header(table))) + r" \\", "\\midrule"]
     for row in table.rows:
         label = _tex(row.label) + (f" {{\\scriptsize ({_tex(row.note)})}}" if row.note else "")
-        cells = [label, *_lines(table, row, lambda cell: text(cell).replace("±", r"$\pm$"), _tex)]
+        cells = [label, *_lines(table, row, lambda cell: _symbols(text(cell)), _tex)]
         if row.kind == "foreign":
             cells = [f"\\textcolor{{gray}}{{{cell}}}" if cell else "" for cell in cells]
         lines.append(" & ".join(cells) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}"]
     lines += [f"\\par {{\\footnotesize {_tex(note)}}}" for note in table.notes]
     return "\n".join([*lines, "\\end{table}"]) + "\n"
+
+
+def _symbols(text: str) -> str:
+    return text.replace("±", _LATEX["±"]).replace("†", _LATEX["†"])
 
 
 def _tex(text: str) -> str:

@@ -157,7 +157,7 @@ def _notes(plan: Plan, runner: Runner, done: Mapping[str, Sequence[Held]]) -> li
     notes = ["± is the standard deviation over seeds; brackets: 95 % bootstrap interval over queries, of the mean over seeds"]
     if plan.spec.baseline is not None:
         notes.append(
-            f"* differs from {plan.spec.baseline}: p < {ALPHA} in a paired bootstrap over queries, hits averaged over "
+            f"† differs from {plan.spec.baseline}: p < {ALPHA} in a paired bootstrap over queries, hits averaged over "
             "seeds; not corrected for the number of comparisons"
         )
     finished = [held for name in plan.first if not (held := runner.held[id(plan.first[name])]).missing]
