@@ -268,8 +268,9 @@ def build_evaluator(config: Config, run: RunDirectory) -> L.Trainer:
 def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
     import lightning as L
     import torch
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing lightning has set it to INFO
     trainer = config.trainer

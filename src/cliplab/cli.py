@@ -18,16 +18,17 @@ def parse(
     description: str, flags: Sequence[str], arguments: Sequence[str], folder: str = "configs"
 ) -> argparse.Namespace:
     """Parse `--config FILE --checkpoint PATH key=value ...`; `--help` lists the YAML files of a folder."""
-    configs = "\n".join(
-        f"  {path}  {headline(path)}" for path in sorted(Path(folder).glob("*.yaml")) if path.is_file()
-    )
+    configs = "\n".join(f"  {path}  {headline(path)}" for path in sorted(Path(folder).glob("*.yaml")) if path.is_file())
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"{folder}:\n{configs or f'  none in ./{folder}'}\n\nAll keys with their defaults: {_KEYS[folder]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    meanings = {"config": "YAML file of a run, or of a sweep", "checkpoint": "run directory (its best checkpoint) or a .ckpt file"}
+    meanings = {
+        "config": "YAML file of a run, or of a sweep",
+        "checkpoint": "run directory (its best checkpoint) or a .ckpt file",
+    }
     for flag in flags:
         parser.add_argument(f"--{flag}", metavar="FILE" if flag == "config" else "PATH", help=meanings[flag])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 seed=1 debug=true")

@@ -1,4 +1,4 @@
-"""A finished sweep on the small wardrobe, and an executor that runs in this process: a run takes seconds, not imports."""
+"""A finished sweep on the small wardrobe, and an executor of this process: a run takes seconds, without imports."""
 
 import shutil
 from collections.abc import Callable, Sequence

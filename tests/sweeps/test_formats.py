@@ -13,14 +13,17 @@ from cliplab.sweeps.formats import FORMATS, write_table
 from cliplab.sweeps.table import Cell, Row, SweepTable
 
 SETTING = {"data": "fashioniq", "split": "val", "protocol": "clip4cir"}
+TIRG = {"A": Cell(50.125, 1.5, 45.0, 55.0, 0.01, True), "B_x": Cell(2.0, 0.25, p=0.2)}
 ROWS = [
-    Row("sum | 50 %", "ours", {"A": Cell(40.0, None, 35.0, 45.0), "B_x": Cell(1.0)}, 1, None, "", SETTING),
-    Row("tirg <x> & {y}", "ours", {"A": Cell(50.125, 1.5, 45.0, 55.0, 0.01, True), "B_x": Cell(2.0, 0.25, p=0.2)}, 3, 12.34, "", SETTING),
+    Row("sum | 50 %", "ours", {"A": Cell(40.0, None, 35.0, 45.0), "B_x": Cell(1.0)}, 1, setting=SETTING),
+    Row("tirg <x> & {y}", "ours", TIRG, 3, 12.34, setting=SETTING),
     Row("lost_row", "ours", {}, 0, None, "seed 0 FAILED: runs/x/seed-0.log: error: out of memory", SETTING),
     Row("TIRG [ResNet-18]", "published", {"A": Cell(14.87)}, note="published, 2019, reprint"),
     Row("VAL [ResNet-50]", "foreign", {"A": Cell(22.53)}, note="published; another protocol: gallery=val_split"),
 ]  # fmt: skip
-TABLE = SweepTable("exp: data fashioniq, protocol clip4cir (recalls in %)", ["A", "B_x"], ROWS, ["± & more", "last_note"], [])
+TABLE = SweepTable(
+    "exp: data fashioniq, protocol clip4cir (recalls in %)", ["A", "B_x"], ROWS, ["± & more", "last_note"], []
+)
 NUMBERS = [
     ["40.00 [35.0, 45.0]", "1.00", "1", ""],
     ["50.12 ± 1.50† [45.0, 55.0]", "2.00 ± 0.25", "3", "12.3"],
@@ -109,7 +112,9 @@ def unescaped(text):
 def test_latex():
     text = shown("latex")
     body = text.split("\\midrule\n")[1].split("\\bottomrule")[0].splitlines()
-    assert [[unescaped(cell) for cell in re.split(r"(?<!\\)&", line.removesuffix(r" \\"))][1:] for line in body] == NUMBERS
+    assert [
+        [unescaped(cell) for cell in re.split(r"(?<!\\)&", line.removesuffix(r" \\"))][1:] for line in body
+    ] == NUMBERS
     assert body[1].startswith(r"tirg $<$x$>$ \& \{y\} & ") and r"\textbf{50.12 $\pm$ 1.50$^{\dagger}$}" in body[1]
     assert r"lost\_row" in body[2] and body[4].count(r"\textcolor{gray}") == 2 and r"gallery=val\_split" in body[4]
     assert not re.search(r"(?<!\\)[_%#]", text.split("\n", 1)[1])
@@ -128,7 +133,15 @@ def test_latex_compiles(tmp_path):
 
 def test_terminal():
     text = " ".join(shown("terminal").split())
-    for part in ("sum | 50 %", "tirg <x>", BEST, "[45.0, 55.0]", "TIRG [ResNet-18]", "(published, 2019, reprint)", "12.3"):
+    for part in (
+        "sum | 50 %",
+        "tirg <x>",
+        BEST,
+        "[45.0, 55.0]",
+        "TIRG [ResNet-18]",
+        "(published, 2019, reprint)",
+        "12.3",
+    ):
         assert part in text
     assert "FAILED: runs/x/seed-0.log" in text and "gallery=val_split" in text and "last_note" in text
 

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
-from cliplab.sweeps.held import beside, holds, read_json, write_whole
-from cliplab.sweeps.runner import Runner
-from cliplab.sweeps.plan import make_plan
-from cliplab.sweeps.spec import load_spec
 from cliplab.report import console
+from cliplab.sweeps.held import beside, holds, read_json, write_whole
+from cliplab.sweeps.plan import make_plan
+from cliplab.sweeps.runner import Runner
+from cliplab.sweeps.spec import load_spec
 
 
 @pytest.fixture

@@ -44,7 +44,9 @@ runs: {a: {}, b: {model.weights: "{other}/x.pt"}}
     found = plan(text, "optim.lr=0.5")
     stage = found.first["stage"]
     assert stage.directory == tmp_path / "out/exp/stage/seed-0"
-    assert (stage.config.data.pad, stage.config.optim.lr) == ("none", 0.5), "overrides are for rows, what is typed for all"
+    assert (stage.config.data.pad, stage.config.optim.lr) == ("none", 0.5), (
+        "overrides are for rows, what is typed for all"
+    )
     assert found.first["other"].config.data.name == "wardrobe_captions"
     assert found.rows["a"][0].config.model.arch == str(stage.directory)
     assert found.rows["a"][0].needs == (stage,)

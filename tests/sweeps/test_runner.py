@@ -28,7 +28,6 @@ def test_a_second_call_runs_nothing(copied):
     assert copied().started == []
 
 
-
 def test_a_changed_option_of_the_base_reruns_what_trains_and_no_evaluation(copied, finished):
     text = finished[0].read_text().replace("max_epochs: 1", "max_epochs: 1, optim.lr: 2.0e-3")
     assert copied(text=text).started == ALL[:4]
@@ -64,7 +63,9 @@ def staged(tiny_config, tmp_path):
     path.write_text(STAGES.format(config=tiny_config))
 
     def again(*arguments):
-        return sweep_here(path, f"output_dir={tmp_path / 'out'}", "data.num_workers=0", "trainer.max_steps=3", *arguments)
+        return sweep_here(
+            path, f"output_dir={tmp_path / 'out'}", "data.num_workers=0", "trainer.max_steps=3", *arguments
+        )
 
     return again
 

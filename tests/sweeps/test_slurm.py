@@ -1,4 +1,4 @@
-"""The executor of clusters: beside a squeue that is told what to say, and on a real single-node SLURM where there is one."""
+"""The executor of clusters: beside a squeue that says what it is told to, and on a real single-node SLURM."""
 
 import getpass
 import os
@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-submitit = pytest.importorskip("submitit")
 
 from cliplab.config import Config
 from cliplab.errors import UserError
@@ -162,7 +160,10 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     munged = subprocess.Popen(["su", "munge", "-s", "/bin/sh", "-c", "exec munged --force --foreground"])
     time.sleep(1)
-    daemons = [munged, *(subprocess.Popen([name, "-D", "-f", folder / "slurm.conf"]) for name in ("slurmctld", "slurmd"))]
+    daemons = [
+        munged,
+        *(subprocess.Popen([name, "-D", "-f", folder / "slurm.conf"]) for name in ("slurmctld", "slurmd")),
+    ]
     deadline = time.monotonic() + 60
     while "idle" not in subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True).stdout:
         assert time.monotonic() < deadline, "the node did not become idle"
@@ -184,7 +185,9 @@ slurm: {{timeout_min: 20, cpus_per_task: 1, slurm_partition: main}}
 
 
 @needs_slurm
-def test_a_preempted_run_is_requeued_and_ends_with_the_numbers_of_an_uninterrupted_one(real_slurm, tiny_config, tmp_path):
+def test_a_preempted_run_is_requeued_and_ends_with_the_numbers_of_an_uninterrupted_one(
+    real_slurm, tiny_config, tmp_path
+):
     path = tmp_path / "exp.yaml"
     path.write_text(ROWS.format(config=tiny_config))
     reference = sweep_here(path, f"output_dir={tmp_path / 'reference'}").metrics

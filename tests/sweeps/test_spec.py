@@ -19,7 +19,12 @@ def spec(tmp_path):
 def test_what_is_left_out_has_defaults(spec):
     found = spec("runs: {a: {}}")
     assert (found.name, found.seeds, found.jobs, found.output, found.executor, found.run) == (
-        "exp", [0], 1, "terminal", "local", True,
+        "exp",
+        [0],
+        1,
+        "terminal",
+        "local",
+        True,
     )
     assert rows_of(found) == {"a": {}}
 

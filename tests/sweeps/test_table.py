@@ -37,7 +37,9 @@ def test_cells_are_means_and_sample_deviations_over_seeds(swept):
         for title, metric in swept[0].spec.columns.items():
             found = values(swept, label, metric)
             cell = row(table, label).cells[title]
-            assert cell.mean == pytest.approx(statistics.mean(found)) and cell.std == pytest.approx(statistics.stdev(found))
+            assert cell.mean == pytest.approx(statistics.mean(found)) and cell.std == pytest.approx(
+                statistics.stdev(found)
+            )
             assert cell.low is not None and cell.low <= cell.mean <= cell.high
         assert row(table, label).seeds == 2 and row(table, label).fit_seconds > 0
     alone = row(table, "image")

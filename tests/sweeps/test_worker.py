@@ -18,7 +18,13 @@ def given(tmp_path, monkeypatch):
     """(run directory, path of its request, which runs were made)."""
     directory, made = tmp_path / "out" / "exp" / "a" / "seed-0", []
     config = {"name": "exp/a/seed-0", "output_dir": str(tmp_path / "out")}
-    request = {"config": config, "identity": IDENTITY, "evaluated": False, "checkpoint": None, "keeps_checkpoint": False}
+    request = {
+        "config": config,
+        "identity": IDENTITY,
+        "evaluated": False,
+        "checkpoint": None,
+        "keeps_checkpoint": False,
+    }
     write_whole(beside(directory, "request.json"), request)
     monkeypatch.setattr(worker, "_run", lambda config, request: made.append(sorted(p.name for p in inside(directory))))
     return directory, beside(directory, "request.json"), made

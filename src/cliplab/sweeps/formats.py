@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cliplab.sweeps.table import ALPHA, Cell, Row, SweepTable
+from cliplab.sweeps.table import ALPHA, SETTING, Cell, Row, SweepTable
 
-_LATEX = {"†": r"$^{\dagger}$", "\\": r"\textbackslash{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "~": r"\textasciitilde{}"}
+_LATEX = {"†": r"$^{\dagger}$"}
+_LATEX |= {"\\": r"\textbackslash{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "~": r"\textasciitilde{}"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"^": r"\textasciicircum{}"}
 
 
@@ -108,7 +109,8 @@ def latex(table: SweepTable) -> str:
     text = _one_line(lambda number: f"\\textbf{{{number}}}", lambda part: f"{{\\scriptsize {part}}}" if part else "")
     columns = "l" * (1 + len(table.varying)) + "r" * (len(table.columns) + 2)
     lines = ["% \\usepackage{booktabs,xcolor}", "\\begin{table}", f"\\caption{{{_tex(table.title)}}}"]
-    lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(map(_tex, _header(table))) + r" \\", "\\midrule"]
+    header = " & ".join(map(_tex, _header(table)))
+    lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", header + r" \\", "\\midrule"]
     for row in table.rows:
         label = _tex(row.label) + (f" {{\\scriptsize ({_tex(row.note)})}}" if row.note else "")
         cells = [label, *_lines(table, row, lambda cell: _symbols(text(cell)), _tex)]
@@ -149,9 +151,9 @@ def csv_table(table: SweepTable) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     columns = [f"{title} {part}" if part != "mean" else title for title in table.columns for part in parts]
-    writer.writerow(["row", "kind", "data", "split", "protocol", *columns, "seeds", "fit seconds", "note"])
+    writer.writerow(["row", "kind", *SETTING, *columns, "seeds", "fit seconds", "note"])
     for row in table.rows:
-        setting = [row.setting.get(key, "") for key in ("data", "split", "protocol")]
+        setting = [row.setting.get(key, "") for key in SETTING]
         values = [getattr(row.cells.get(title), part, None) for title in table.columns for part in parts]
         shown = ["" if value is None else f"{value:.6g}" for value in values]
         writer.writerow([row.label, row.kind, *setting, *shown, *_tail(row), row.note])

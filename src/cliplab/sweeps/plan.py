@@ -164,7 +164,7 @@ def _published(spec: Spec, rows: Mapping[str, Sequence[Run]], label: str) -> lis
     asked = spec.published[label]
     found = [row for row in known if asked in (row.method, f"{row.method} [{row.backbone}]")]
     if not found:
-        names = {row.method for row in known} | ({f"{r.method} [{r.backbone}]" for r in known} if "[" in asked else set())
+        names = {f"{row.method} [{row.backbone}]" if "[" in asked else row.method for row in known}
         hint = closest(str(asked), names) if names else f"nothing is published for data.name={data}"
         raise UserError(f"{spec.path}: published.{label} names no published method '{asked}': {hint}")
     return found

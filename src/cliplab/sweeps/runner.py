@@ -130,8 +130,8 @@ class Runner:
                     waiting.remove(run)
                     started[id(run)] = time.monotonic()
                     self._request(run)
-                    reason = self.held[id(run)].missing
-                    self._tell(f"[bold]start[/]  {escape(run.title)}  [dim]{escape(reason)}; {len(waiting)} wait[/]")
+                    told = f"{self.held[id(run)].missing}; {len(waiting)} wait"
+                    self._tell(f"[bold]start[/]  {escape(run.title)}  [dim]{escape(told)}[/]")
                 if starting:
                     executor.start(starting)
                 for run in executor.ended():
@@ -145,7 +145,7 @@ class Runner:
             signal.signal(signal.SIGTERM, before)
 
     def _ready(self, waiting: list[Run], most: int) -> list[Run]:
-        """At most `most` that that may start; what needs a failed run fails, what turns out to hold after all is kept."""
+        """At most `most` that may start; what needs a failed run fails, what turns out to hold is kept."""
         ready = []
         for run in list(waiting):
             failed = next((need for need in run.needs if id(need) in self.failures), None)

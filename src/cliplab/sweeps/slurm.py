@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import Checkpointable, DelayedSubmission
 
 from cliplab.errors import UserError
@@ -61,7 +62,7 @@ class Slurm:
             self._executor.update_parameters(name=folder.parent.name, **given)
         except RuntimeError as error:
             raise UserError(f"executor=slurm: {error}") from error
-        except (NameError, TypeError) as error:
+        except (NameError, TypeError, ValueError, AssertionError) as error:
             raise UserError(f"slurm: {error}") from error
 
     def start(self, runs: Sequence[Run]) -> None:
@@ -77,7 +78,7 @@ class Slurm:
             return
         try:
             jobs = self._executor.map_array(WorkerJob(), [str(run.directory.resolve()) for run in new])
-        except submitit.core.utils.FailedJobError as error:
+        except (FailedJobError, FailedSubmissionError) as error:
             raise UserError(f"SLURM refused the jobs: {error}") from error
         for run, job in zip(new, jobs, strict=True):
             identity = digest(_identity_asked(run))

@@ -164,6 +164,12 @@ def _check_content(spec: Spec) -> None:
     for title, metric in spec.columns.items():
         if not isinstance(metric, str):
             raise UserError(f"{path}: columns.{title} must be a metric of results.json, got {metric!r}")
+    _check_rows(spec)
+    _check_labels(spec)
+
+
+def _check_rows(spec: Spec) -> None:
+    path = spec.path
     for section in ("runs", "first"):
         for label, changes in getattr(spec, section).items():
             if changes is not None and not isinstance(changes, dict):
@@ -171,7 +177,6 @@ def _check_content(spec: Spec) -> None:
             _refuse_own_keys(f"{path}: {section}.{label}", changes or {})
     _refuse_own_keys(f"{path}: overrides", spec.overrides)
     _refuse_own_keys(f"{path}: grid", spec.grid)
-    _check_labels(spec)
 
 
 def _check_labels(spec: Spec) -> None:
@@ -215,4 +220,6 @@ def _shown(value: Any) -> str:
 def _words(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(typing.get_args(hint))
-    return {dict: "a mapping", list: "a list"}.get(typing.get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
+    return {dict: "a mapping", list: "a list"}.get(
+        typing.get_origin(hint) or hint, getattr(hint, "__name__", str(hint))
+    )

@@ -15,6 +15,7 @@ from cliplab.sweeps.runner import Runner, failure_of
 from cliplab.sweeps.significance import Hits, hits_of, interval, p_value, same_queries
 
 ALPHA = 0.05
+SETTING = ("data", "split", "protocol")
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class SweepTable:
 
 def make_table(plan: Plan, runner: Runner) -> SweepTable:
     """Collect what the runs of a plan have left."""
-    done = {label: [held for run in runs if not (held := runner.held[id(run)]).missing] for label, runs in plan.rows.items()}
-    settings = {label: _setting(plan.rows[label][0], held) for label, held in done.items()}
-    varying = [key for key in ("data", "split", "protocol") if len({s[key] for s in settings.values()}) > 1]
+    done = {label: _done(runner, runs) for label, runs in plan.rows.items()}
+    split = next((held[0].results["protocol"]["split"] for held in done.values() if held), "?")
+    settings = {label: _setting(plan.rows[label][0], held, split) for label, held in done.items()}
+    varying = [key for key in SETTING if len({s[key] for s in settings.values()}) > 1]
     base = done.get(plan.spec.baseline or "", [])
     rows: list[Row] = []
     for label, runs in plan.rows.items():
@@ -68,12 +70,17 @@ def make_table(plan: Plan, runner: Runner) -> SweepTable:
     for row in best:
         with_published.append(row)
         with_published += _published_rows(plan, row.label, done[row.label])
-    return SweepTable(_title(plan, settings, varying), list(plan.spec.columns), with_published, _notes(plan, runner, done), varying)
+    title, notes = _title(plan, settings, varying), _notes(plan, runner, done)
+    return SweepTable(title, list(plan.spec.columns), with_published, notes, varying)
 
 
-def _setting(run: Run, held: Sequence[Held]) -> dict[str, str]:
-    """Data set, split and protocol of a row; the split is known once a run is done."""
-    protocol = held[0].results["protocol"] if held else {"name": build_protocol(run.config).name, "split": "?"}
+def _done(runner: Runner, runs: Sequence[Run]) -> list[Held]:
+    return [held for run in runs if not (held := runner.held[id(run)]).missing]
+
+
+def _setting(run: Run, held: Sequence[Held], split: str) -> dict[str, str]:
+    """Data set, split and protocol of a row; `split` is that of other rows, for one without results."""
+    protocol = held[0].results["protocol"] if held else {"name": build_protocol(run.config).name, "split": split}
     return {"data": run.config.data.name, "split": protocol["split"], "protocol": protocol["name"]}
 
 
@@ -148,19 +155,19 @@ def _published_row(plan: Plan, row: PublishedRow, results: Mapping[str, Any]) ->
 
 def _title(plan: Plan, settings: Mapping[str, Mapping[str, str]], varying: Sequence[str]) -> str:
     first = next(iter(settings.values()))
-    fixed = [f"{key} {first[key]}" for key in ("data", "split", "protocol") if key not in varying]
+    fixed = [f"{key} {first[key]}" for key in SETTING if key not in varying]
     seeds = ", ".join(str(seed) for seed in plan.spec.seeds)
     return f"{plan.spec.name}: {', '.join([*fixed, f'seeds {seeds}'])} (recalls in %)"
 
 
 def _notes(plan: Plan, runner: Runner, done: Mapping[str, Sequence[Held]]) -> list[str]:
-    notes = ["± is the standard deviation over seeds; brackets: 95 % bootstrap interval over queries, of the mean over seeds"]
+    notes = ["± is the standard deviation over seeds; brackets: 95 % bootstrap interval of the mean, over queries"]
     if plan.spec.baseline is not None:
         notes.append(
             f"† differs from {plan.spec.baseline}: p < {ALPHA} in a paired bootstrap over queries, hits averaged over "
             "seeds; not corrected for the number of comparisons"
         )
-    finished = [held for name in plan.first if not (held := runner.held[id(plan.first[name])]).missing]
+    finished = _done(runner, list(plan.first.values()))
     rows = [held for each in done.values() for held in each]
     total = sum(held.results["seconds"].get("fit", 0.0) for held in [*finished, *rows])
     for name, run in plan.first.items():
