@@ -15,9 +15,12 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("sweep.py needs --config FILE; python sweep.py --help lists the experiments")
 
     from cliplab.sweeps.spec import load_spec
+
+    spec = load_spec(given.config, given.overrides)
+
     from cliplab.sweeps.sweep import sweep  # imports torch
 
-    sys.exit(sweep(load_spec(given.config, given.overrides)))
+    sys.exit(sweep(spec))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cliplab.benchmark import Benchmark, Protocol
+from cliplab.benchmark import Benchmark, Protocol, metric_names
 from cliplab.config import Config
 from cliplab.errors import UserError
-from cliplab.evaluation.metrics import metric_names
 from cliplab.registry import closest
 
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cliplab.benchmark import metric_names
 from cliplab.evaluation.audit import SHARES, SOLVED, Audit
-from cliplab.evaluation.metrics import metric_names
 from cliplab.published import PublishedRow, matching_rows
 from cliplab.training.optim import ParameterGroup
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from cliplab import results
 from cliplab.errors import UserError
 from cliplab.report import console
 from cliplab.sweeps.held import beside
@@ -28,22 +29,43 @@ def test_a_second_call_runs_nothing(copied):
     assert copied().started == []
 
 
-def test_a_changed_option_of_the_base_reruns_what_trains_and_no_evaluation(copied, finished):
-    text = finished[0].read_text().replace("max_epochs: 1", "max_epochs: 1, optim.lr: 2.0e-3")
-    assert copied(text=text).started == ALL[:4]
+def missing(finished, tmp_path, *changes):
+    """What the finished sweep would run again if its file were another one."""
+    text = finished[0].read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    runner = runner_of(finished, text=text, tmp_path=tmp_path)
+    return {run.title: runner.held[id(run)].missing for run in runner.missing()}
 
 
-def test_a_part_s_option_reruns_the_row_that_has_the_part(copied, finished):
-    text = finished[0].read_text().replace("max_epochs: 1", "max_epochs: 1, model.composer.dropout: 0.2")
-    assert copied(text=text).started == ALL[:2]
+def test_a_changed_option_of_the_base_reruns_what_trains_and_no_evaluation(finished, tmp_path):
+    found = missing(finished, tmp_path, ("max_epochs: 1", "max_epochs: 1, optim.lr: 2.0e-3"))
+    assert found == dict.fromkeys(ALL[:4], "differs in optim.lr")
+    assert list(missing(finished, tmp_path, ("max_epochs: 1", "max_epochs: 2"))) == ALL[:4]
+    assert list(missing(finished, tmp_path, ("max_epochs: 1", "max_epochs: 1, data.pad: square"))) == ALL
+    assert missing(finished, tmp_path, ("max_epochs: 1", "max_epochs: 1, data.num_workers: 1")) == {}
 
 
-def test_a_changed_row_and_a_new_seed_run_alone_and_the_old_run_is_moved_aside(copied, finished, tmp_path):
-    text = finished[0].read_text().replace("tirg: {", "tirg: {optim.warmup: 0.2, ").replace("[0, 1]", "[1, 2]")
-    swept = copied(text=text)
-    assert swept.started == ["combiner, seed 2", "tirg, seed 1", "tirg, seed 2", "image, seed 1"]
-    rows = tmp_path / "out" / "rows"
-    assert len(list((rows / "tirg").glob("seed-1.2*"))) == 1 and not list((rows / "combiner").glob("seed-*.2*"))
+def test_a_part_s_option_reruns_the_row_that_has_the_part(finished, tmp_path):
+    found = missing(finished, tmp_path, ("max_epochs: 1", "max_epochs: 1, model.composer.dropout: 0.2"))
+    assert found == dict.fromkeys(ALL[:2], "differs in model.composer.dropout")
+
+
+def test_a_changed_row_and_a_new_seed_run_alone(finished, tmp_path):
+    found = missing(finished, tmp_path, ("tirg: {", "tirg: {optim.warmup: 0.2, "), ("[0, 1]", "[1, 2]"))
+    assert found == {
+        "combiner, seed 2": "not run yet",
+        "tirg, seed 1": "differs in optim.warmup",
+        "tirg, seed 2": "not run yet",
+        "image, seed 1": "not run yet",
+    }
+
+
+def test_other_packages_and_other_data_rerun_everything(finished, tmp_path, monkeypatch):
+    real = results.versions()
+    monkeypatch.setattr(results, "versions", lambda: real | {"torch": "0.1", "python": "2.7"})
+    assert missing(finished, tmp_path) == dict.fromkeys(ALL, "differs in versions.torch")
 
 
 def test_damaged_runs_are_made_again_with_the_same_numbers(copied, finished, tmp_path):
@@ -111,8 +133,8 @@ def test_an_unknown_metric_of_a_finished_row_is_told_with_the_closest(finished, 
 
 
 def test_an_unknown_metric_is_told_before_a_row_runs_by_its_own_protocol(finished, tmp_path):
-    text = finished[0].read_text().replace("tirg: {", "tirg: {data.protocol: {name: clip4cir, recall_at: [1, 5]}, ")
-    with pytest.raises(UserError, match=r"row 'tirg' \(protocol clip4cir \(recall_at=.* no metric 'test/mean/R@10'"):
+    text = finished[0].read_text().replace("image: {", "image: {data.protocol: {name: clip4cir, recall_at: [1, 5]}, ")
+    with pytest.raises(UserError, match=r"row 'image' \(protocol clip4cir \(recall_at=.* no metric 'test/mean/R@10'"):
         runner_of(finished, f"output_dir={tmp_path}", text=text, tmp_path=tmp_path).check()
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from cliplab.benchmark import metric_names
 from cliplab.errors import UserError
-from cliplab.evaluation.metrics import metric_names
 from cliplab.results import read_results
 from cliplab.run import RunDirectory
 from cliplab.sweeps.identity import Identity, differences, identity_in

@@ -184,14 +184,15 @@ class Runner:
 
 
 def failure_of(run: Run) -> str:
-    """The log of a run that did not end well, and its last line."""
+    """The log of a run that did not end well, and the first line of its message, or else its last line."""
     path = beside(run.directory, "log")
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "no log"
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it says nothing")
-    return f"{path}: {last[-200:]}"
+    said = [line.strip() for line in reversed(lines) if line.strip()]
+    message = next((line for line in said if line.startswith("error: ")), said[0] if said else "it says nothing")
+    return f"{path}: {message[:300]}"
 
 
 def _mark(checkpoint: str) -> str:
