@@ -1,10 +1,12 @@
 """The executor of clusters: beside a squeue that says what it is told to, and on a real single-node SLURM."""
 
 import getpass
+import json
 import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -193,24 +195,25 @@ def test_a_preempted_run_is_requeued_and_ends_with_the_numbers_of_an_uninterrupt
     reference = sweep_here(path, f"output_dir={tmp_path / 'reference'}").metrics
     output = tmp_path / "out"
     directory = output / "exp" / "combiner" / "seed-0"
-    preempted = []
+    preempted, requeued = [], []
 
     def preempt_after_an_epoch():
         deadline = time.monotonic() + 300
         while not (directory / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < deadline:
             time.sleep(0.05)
-        import json
-
         job = json.loads(beside(directory, "job.json").read_text())["id"]
         preempted.append(subprocess.run(["scancel", "--signal=USR2", job], capture_output=True, text=True))
-
-    import threading
+        while states_of([job])[job] != "PENDING" and time.monotonic() < deadline:
+            time.sleep(0.2)
+        requeued.append(states_of([job])[job])
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)  # SLURM waits 2 minutes
 
     thread = threading.Thread(target=preempt_after_an_epoch)
     thread.start()
     done = script("sweep", "--config", path, f"output_dir={output}", "output=csv")
     thread.join()
     assert preempted[0].returncode == 0, preempted[0].stderr
+    assert requeued == ["PENDING"]
     assert done.returncode == 0, done.stderr + done.stdout
     assert "continuing the interrupted run" in beside(directory, "log").read_text()
     again = sweep_here(path, f"output_dir={output}")

@@ -110,15 +110,7 @@ def test_ctrl_c_stops_the_workers_and_the_next_call_completes(experiment, tmp_pa
 
 def test_a_second_call_prints_the_table_in_seconds_without_training(finished):
     path, output = finished
-    command = [
-        sys.executable,
-        "-X",
-        "importtime",
-        str(ROOT / "sweep.py"),
-        "--config",
-        str(path),
-        f"output_dir={output}",
-    ]
+    command = [sys.executable, "-X", "importtime", "sweep.py", f"--config={path}", f"output_dir={output}"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([*command, "output=markdown"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "| combiner |" in done.stdout
