@@ -5,10 +5,12 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from cliplab import build, sources
 from cliplab.config import load_config
 from cliplab.errors import UserError
+from cliplab.run import run_directory
 from tests.conftest import ROOT, TINY
 from tests.image_folders import make_image_folder
 
@@ -155,3 +157,15 @@ def test_the_captions_of_a_data_set_can_be_named(tiny_config, tmp_path):
     config = load_config(tiny_config, ["data.annotations=captions.json"])
     with pytest.raises(UserError, match="data.annotations=captions.json: data.name=wardrobe has files of fixed names"):
         build.check(config)
+
+
+def test_under_slurm_lightning_requeues_nothing(tiny_config, tmp_path, monkeypatch):
+    for key, value in {"JOB_ID": "7", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    config = load_config(tiny_config, [f"output_dir={tmp_path}"])
+    trainer = build.build_evaluator(config, run_directory(config))
+    environment = trainer._accelerator_connector.cluster_environment
+    assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
+    monkeypatch.delenv("SLURM_NTASKS")
+    trainer = build.build_evaluator(config, run_directory(config))
+    assert not isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment)

@@ -1,8 +1,10 @@
 import pytest
+from datasets import Dataset
 
+from cliplab.benchmark import Benchmark, Protocol
 from cliplab.config import Config, merge_config, read_overrides
 from cliplab.errors import UserError
-from cliplab.ranges import check_ranges
+from cliplab.ranges import check_ranges, metric_keys
 
 
 def test_the_defaults_are_inside():
@@ -53,3 +55,14 @@ def test_zero_shot_happens_in_a_validation():
     with pytest.raises(UserError, match="zero_shot.every_n_epochs must be a multiple of .*epoch=2, got 3"):
         check_ranges(merge_config([("command line", read_overrides(given))]))
     check_ranges(merge_config([("command line", read_overrides([given[0], "zero_shot.every_n_epochs=4"]))]))
+
+
+def test_the_metrics_of_a_test_are_named_as_results_json_names_them():
+    benchmark = Benchmark("dress", Protocol(), Dataset.from_dict({}), Dataset.from_dict({}), [], [])
+    assert metric_keys("test", [benchmark], Protocol()) == [
+        "test/dress/R@10",
+        "test/dress/R@50",
+        "test/mean/R@10",
+        "test/mean/R@50",
+        "test/mean/Avg",
+    ]

@@ -156,7 +156,7 @@ def _published_row(plan: Plan, row: PublishedRow, results: Mapping[str, Any]) ->
 def _title(plan: Plan, settings: Mapping[str, Mapping[str, str]], varying: Sequence[str]) -> str:
     first = next(iter(settings.values()))
     fixed = [f"{key} {first[key]}" for key in SETTING if key not in varying]
-    seeds = ", ".join(str(seed) for seed in plan.spec.seeds)
+    seeds = ", ".join(map(str, dict.fromkeys(run.config.seed for runs in plan.rows.values() for run in runs)))
     return f"{plan.spec.name}: {', '.join([*fixed, f'seeds {seeds}'])} (recalls in %)"
 
 
