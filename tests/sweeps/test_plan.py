@@ -58,7 +58,7 @@ runs: {a: {}, b: {model.weights: "{other}/x.pt"}}
 def test_what_is_evaluated_runs_once_with_the_model_of_the_checkpoint(plan):
     found = plan("""
 seeds: [0, 1]
-first: {stage: {model.composer: tirg}}
+first: {stage: {model.composer: tirg, model.weights: openai}}
 runs: {a: {}, b: {data.protocol: val}, c: {}}
 evaluate: [a, b]
 checkpoint: "{stage}"

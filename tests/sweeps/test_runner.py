@@ -104,6 +104,21 @@ def test_rows_start_after_the_runs_that_they_need_and_follow_them(staged, tmp_pa
     assert staged("optim.lr=5e-3").started == first.started
 
 
+def test_one_checkpoint_is_measured_under_several_protocols(tiny_config, tmp_path):
+    path = tmp_path / "measured.yaml"
+    path.write_text(
+        f"config: {tiny_config}\nfirst: {{model: {{trainer.max_steps: 3}}}}\nevaluate: true\ncheckpoint: '{{model}}'\n"
+        "runs: {own: {}, val: {data.protocol: val}}\ncolumns: {R@10: test/mean/R@10}\nbaseline: own\n"
+    )
+    swept = sweep_here(path, f"output_dir={tmp_path / 'out'}")
+    assert swept.started == ["model, seed 0", "own, seed 0", "val, seed 0"] and not swept.runner.failures
+    assert swept.metrics["own, seed 0"] == swept.metrics["model, seed 0"] != swept.metrics["val, seed 0"]
+    assert swept.table.varying == ["protocol"]
+    assert sweep_here(path, f"output_dir={tmp_path / 'out'}").started == []
+    changed = sweep_here(path, f"output_dir={tmp_path / 'out'}", "optim.lr=5e-3")
+    assert changed.started == swept.started, "the checkpoint is another one, though no row has a learning rate"
+
+
 def test_what_needs_a_failed_run_fails_with_its_log_and_the_others_go_on(staged, tmp_path):
     stage = tmp_path / "out" / "staged" / "stage" / "seed-0"
     stage.mkdir(parents=True)
