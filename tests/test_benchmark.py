@@ -4,7 +4,7 @@ from dataclasses import asdict, fields, replace
 import pytest
 from datasets import Dataset
 
-from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol, make_protocol
+from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol, make_protocol, metric_names
 from cliplab.data.captions import EVAL_JOINS, training_samples
 from cliplab.errors import UserError
 
@@ -191,3 +191,8 @@ def test_a_change_without_effect_is_refused() -> None:
         make_protocol(part, effective=("prompt", "ties"), dataset="shoes")
     part["captions_per_image"] = None  # as it is
     assert make_protocol(part, effective=("prompt",)).name == "clip4cir (prompt=a {})"
+
+
+def test_names_of_what_a_protocol_reports():
+    assert metric_names((1, 5)) == ["R@1", "R@5"]
+    assert metric_names((1,), (1, 2), (5,)) == ["R@1", "Rsubset@1", "Rsubset@2", "mAP@5"]

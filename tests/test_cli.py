@@ -116,9 +116,9 @@ def test_an_unknown_flag_is_exit_code_2(arguments: list[str], capsys: pytest.Cap
     assert arguments[0].split("=")[0] in capsys.readouterr().err
 
 
-def help_text(capsys: pytest.CaptureFixture[str]) -> str:
+def help_text(capsys: pytest.CaptureFixture[str], folder: str = "configs") -> str:
     with pytest.raises(SystemExit) as stopped:
-        cli.parse("Train a thing.", ["config"], ["--help"])
+        cli.parse("Train a thing.", ["config"], ["--help"], folder)
     assert stopped.value.code == 0
     return capsys.readouterr().out
 
@@ -163,3 +163,14 @@ def test_freed_memory_is_kept_unless_the_environment_says_otherwise(told, kept):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", FAULTS], env=environment | told, capture_output=True, text=True)
     assert (int(done.stdout) < 1000) == kept, done.stderr
+
+
+def test_help_of_a_sweep_lists_the_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "experiments:\n  none in ./experiments" in help_text(capsys, "experiments")
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "a.yaml").write_text("# Composers.\n")
+    text = help_text(capsys, "experiments")
+    assert "  experiments/a.yaml  Composers.\n" in text and "src/cliplab/sweeps/spec.py" in text

@@ -1,10 +1,12 @@
 import pytest
+from datasets import Dataset
 
+from cliplab.benchmark import Benchmark, Protocol
 from cliplab.build import build_protocol
 from cliplab.config import Config, merge_config, read_overrides
 from cliplab.errors import UserError
 from cliplab.models.composers import COMPOSERS
-from cliplab.ranges import check_lesson, check_ranges
+from cliplab.ranges import check_lesson, check_ranges, metric_keys
 
 
 def test_the_defaults_are_inside():
@@ -86,3 +88,14 @@ def test_a_validation_that_never_changes_stops_nothing():
         lesson_of("model.composer.name=pic2word", FROZEN, captions, stopping)
     lesson_of("model.composer.name=pic2word", FROZEN, stopping)
     lesson_of(captions, stopping, "model.freeze=[image_encoder]")
+
+
+def test_the_metrics_of_a_test_are_named_as_results_json_names_them():
+    benchmark = Benchmark("dress", Protocol(), Dataset.from_dict({}), Dataset.from_dict({}), [], [])
+    assert metric_keys("test", [benchmark], Protocol()) == [
+        "test/dress/R@10",
+        "test/dress/R@50",
+        "test/mean/R@10",
+        "test/mean/R@50",
+        "test/mean/Avg",
+    ]

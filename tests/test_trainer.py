@@ -1,4 +1,5 @@
 import pytest
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from cliplab.config import load_config
@@ -31,3 +32,15 @@ def test_an_evaluator_writes_no_checkpoints(tiny_config, tmp_path) -> None:
 def test_what_the_trainer_refuses_is_named(tiny_config, tmp_path) -> None:
     with pytest.raises(UserError, match="^trainer: "):
         build_trainer(load_config(tiny_config, ["trainer.precision=17"]), RunDirectory(tmp_path))
+
+
+def test_under_slurm_lightning_requeues_nothing(tiny_config, tmp_path, monkeypatch):
+    for key, value in {"JOB_ID": "7", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    config = load_config(tiny_config)
+    trainer = build_evaluator(config, RunDirectory(tmp_path))
+    environment = trainer._accelerator_connector.cluster_environment
+    assert isinstance(environment, SLURMEnvironment) and not environment.auto_requeue
+    monkeypatch.delenv("SLURM_NTASKS")
+    trainer = build_evaluator(config, RunDirectory(tmp_path))
+    assert not isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment)

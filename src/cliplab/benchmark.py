@@ -6,7 +6,7 @@ Protocols are rows of one table. Definitions and the code they were read from: R
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -243,3 +243,8 @@ class Benchmark:
         for query_id, reference_id in zip(self.queries["query_id"], self.queries["reference_id"], strict=True):
             rows[query_id] = reference_id
         return rows
+
+
+def metric_names(recall_at: Sequence[int], subset_at: Sequence[int] = (), map_at: Sequence[int] = ()) -> list[str]:
+    """What a protocol reports per benchmark, besides averages; evaluation.metrics averages it over benchmarks."""
+    return [f"{name}@{k}" for name, at in (("R", recall_at), ("Rsubset", subset_at), ("mAP", map_at)) for k in at]

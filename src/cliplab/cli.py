@@ -13,20 +13,24 @@ from cliplab.errors import UserError, message_of
 
 EXIT_USER_ERROR = 2
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_KEYS = {"configs": "src/cliplab/config.py", "experiments": "src/cliplab/sweeps/spec.py"}
 
 
-def parse(description: str, flags: Sequence[str], arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse `--config FILE --checkpoint PATH key=value ...`; `--help` lists the configs."""
-    configs = "\n".join(
-        f"  {path}  {headline(path)}" for path in sorted(Path("configs").glob("*.yaml")) if path.is_file()
-    )
+def parse(
+    description: str, flags: Sequence[str], arguments: Sequence[str], folder: str = "configs"
+) -> argparse.Namespace:
+    """Parse `--config FILE --checkpoint PATH key=value ...`; `--help` lists the YAML files of a folder."""
+    configs = "\n".join(f"  {path}  {headline(path)}" for path in sorted(Path(folder).glob("*.yaml")) if path.is_file())
     parser = argparse.ArgumentParser(
         description=description,
-        epilog=f"configs:\n{configs or '  none in ./configs'}\n\nAll keys with their defaults: src/cliplab/config.py",
+        epilog=f"{folder}:\n{configs or f'  none in ./{folder}'}\n\nAll keys with their defaults: {_KEYS[folder]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    meanings = {"config": "YAML file of a run", "checkpoint": "run directory (its best checkpoint) or a .ckpt file"}
+    meanings = {
+        "config": "YAML file of a run, or of a sweep",
+        "checkpoint": "run directory (its best checkpoint) or a .ckpt file",
+    }
     for flag in flags:
         parser.add_argument(f"--{flag}", metavar="FILE" if flag == "config" else "PATH", help=meanings[flag])
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 seed=1 debug=true")

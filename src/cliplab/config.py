@@ -154,7 +154,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no config file {path}; configs here: {_listing(path)}")
-    config = merge_config([(str(path), _read_yaml(path)), ("command line", read_overrides(overrides))])
+    config = merge_config([(str(path), read_yaml(path)), ("command line", read_overrides(overrides))])
     config.name = config.name or path.stem
     return config
 
@@ -188,7 +188,8 @@ def merge_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
     return config
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; duplicate keys are refused. Raises UserError."""
     try:
         plain = _plain(OmegaConf.load(path))
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:

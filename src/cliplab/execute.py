@@ -57,8 +57,17 @@ def train(config: Config, dataset: RetrievalDataset) -> None:
         finish(run, config, module, dataset, seconds, checkpoint=selected, selection=selection)
 
 
-def evaluate(config: Config, dataset: RetrievalDataset, checkpoint: Path | None, stored: dict[str, Any] | None) -> None:
-    """Test a checkpoint (or, without one, the weights of the config) and leave results.json, ranks and pictures."""
+def evaluate(
+    config: Config,
+    dataset: RetrievalDataset,
+    checkpoint: Path | None,
+    stored: dict[str, Any] | None,
+    run: RunDirectory | None = None,
+) -> None:
+    """Test a checkpoint (or, without one, the weights of the config) and leave results.json, ranks and pictures.
+
+    They go to `run`, or else beside the checkpoint.
+    """
     started = time.perf_counter()
     L.seed_everything(config.seed, workers=True, verbose=False)
     model, built_from = build.build_model(config, stored and stored["hyper_parameters"]["built_from"])
@@ -66,7 +75,7 @@ def evaluate(config: Config, dataset: RetrievalDataset, checkpoint: Path | None,
     if stored is not None:
         load_strictly(module, stored["state_dict"], str(checkpoint))
     datamodule = build.build_datamodule(config, dataset, model, built_from, train=False)
-    run = RunDirectory(evaluation_folder(config, datamodule.protocol.name, checkpoint))
+    run = run or RunDirectory(evaluation_folder(config, datamodule.protocol.name, checkpoint))
     trainer = build_evaluator(config, run)
     seconds = {"set-up": time.perf_counter() - started}
     with shared_failures(trainer), timed(seconds, "test"):

@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cliplab.benchmark import Benchmark, Protocol
+from cliplab.benchmark import Benchmark, Protocol, metric_names
 from cliplab.config import Config
 from cliplab.errors import UserError
-from cliplab.evaluation.metrics import metric_names
 from cliplab.models.composers import Composer
 from cliplab.registry import closest
 
@@ -30,11 +29,7 @@ def check_ranges(config: Config) -> None:
 
 def check_monitor(config: Config, benchmarks: list[Benchmark], protocol: Protocol) -> None:
     """Raise UserError unless `trainer.monitor` is a metric of the validation, naming the closest one."""
-    kinds = metric_names(protocol.recall_at, protocol.subset_at, protocol.map_at)
-    kinds += ["Avg"] if {"R@5", "Rsubset@1"} <= set(kinds) else []
-    names = [f"val/{d.name}/{kind}" for benchmark in benchmarks for d in benchmark.directions for kind in kinds]
-    names += [f"val/mean/{kind}" for kind in kinds]
-    names += ["val/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) and not protocol.map_at else []
+    names = metric_keys("val", benchmarks, protocol)
     if config.trainer.monitor not in names:
         raise UserError(
             f"unknown metric trainer.monitor={config.trainer.monitor}: {closest(config.trainer.monitor, names)}"
@@ -63,6 +58,16 @@ def check_lesson(config: Config, protocol: Protocol, composers: Mapping[str, typ
 def tells_epochs_apart(config: Config, protocol: Protocol) -> bool:
     """Whether the validation asks anything of what is trained: not of a composer where no query is composed."""
     return protocol.hit == "single_target" or not {*_TOWERS} <= {*config.model.freeze}
+
+
+def metric_keys(prefix: str, benchmarks: list[Benchmark], protocol: Protocol) -> list[str]:
+    """`val/dress/R@10`, ...: the metrics, the higher the better, that benchmarks report under a protocol."""
+    kinds = metric_names(protocol.recall_at, protocol.subset_at, protocol.map_at)
+    kinds += ["Avg"] if {"R@5", "Rsubset@1"} <= set(kinds) else []
+    names = [f"{prefix}/{d.name}/{kind}" for benchmark in benchmarks for d in benchmark.directions for kind in kinds]
+    names += [f"{prefix}/mean/{kind}" for kind in kinds]
+    names += [f"{prefix}/mean/Avg"] if {"R@10", "R@50"} <= set(kinds) and not protocol.map_at else []
+    return names
 
 
 def _between(low: float, high: float = math.inf, open_low: bool = False) -> Callable[[float], bool]:

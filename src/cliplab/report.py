@@ -1,15 +1,15 @@
 """What a person reads in the terminal: what trains, and the table at the end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cliplab.benchmark import metric_names
 from cliplab.evaluation.audit import SHARES, SOLVED, Audit
-from cliplab.evaluation.metrics import metric_names
-from cliplab.published import matching_rows
+from cliplab.published import PublishedRow, matching_rows
 from cliplab.training.optim import ParameterGroup
 
 STAND_IN_NOTICE = (
@@ -135,8 +135,7 @@ def _caption(results: Mapping[str, Any]) -> str:
 def _add_published(table: Table, columns: list[str], benchmark: str, protocol: Mapping[str, Any]) -> None:
     rows = [(row, unknown) for row, unknown in matching_rows(benchmark, protocol) if row.split == protocol["split"]]
     for row, unknown in rows:
-        metrics = {f"test/{key}": value for key, value in row.metrics.items()}
-        metrics |= _published_means(row.metrics, columns)
+        metrics = published_metrics(row, columns)
         note = f"published{', ' + str(row.year) if row.year else ''}, {row.confidence}"
         note += f"; unknown: {', '.join(unknown)}" if unknown else ""
         table.add_row(
@@ -146,8 +145,12 @@ def _add_published(table: Table, columns: list[str], benchmark: str, protocol: M
         )
 
 
-def _published_means(metrics: Mapping[str, float], columns: list[str]) -> dict[str, float]:
-    """Averages over our benchmarks, from the cells: printed ones disagree with their own cells in several papers."""
+def published_metrics(row: PublishedRow, columns: Collection[str]) -> dict[str, float]:
+    """A published row in the keys of results.json, with the averages over the benchmarks that `columns` name.
+
+    They are computed from the cells: printed ones disagree with their own cells in several papers.
+    """
+    metrics = row.metrics
     ours = {column.split("/")[1] for column in columns} - {"mean"}
     means: dict[str, float] = {}
     for kind in (column.split("/")[-1] for column in columns if column.startswith("test/mean/")):
@@ -156,4 +159,4 @@ def _published_means(metrics: Mapping[str, float], columns: list[str]) -> dict[s
             means[f"test/mean/{kind}"] = sum(cells) / len(cells)
     if {"test/mean/R@10", "test/mean/R@50"} <= means.keys():
         means["test/mean/Avg"] = sum(means.values()) / 2
-    return means
+    return {f"test/{key}": value for key, value in metrics.items()} | means

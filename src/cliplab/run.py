@@ -23,7 +23,7 @@ from cliplab.models.checkpoints.torch_file import read_torch_file
 log = logging.getLogger(__name__)
 
 # Keys that may change when a run is continued: they say how and how long, not what.
-_FREE_KEYS = {
+FREE_KEYS = {
     "resume",
     "debug",
     "output_dir",
@@ -95,9 +95,9 @@ def claim_run(run: RunDirectory, config: Config) -> None:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return
     if run.resume_from is None or run.path.resolve() not in run.resume_from.resolve().parents:
-        _move_aside(run.path)
+        move_aside(run.path)
     elif run.results.is_file():
-        _move_aside(run.results)
+        move_aside(run.results)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(asdict(config)), run.path / "config.yaml")
@@ -109,20 +109,21 @@ def _changed_keys(stored: Path, config: Config) -> list[str]:
     if not stored.is_file():
         return ["everything (no config.yaml)"]
     try:
-        old = _flat(OmegaConf.to_container(OmegaConf.load(stored)))
+        old = flat(OmegaConf.to_container(OmegaConf.load(stored)))
     except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError):
         return ["everything (a damaged config.yaml)"]
-    new = _flat(asdict(config))
-    return sorted(k for k in old.keys() | new.keys() if k not in _FREE_KEYS and old.get(k) != new.get(k))
+    new = flat(asdict(config))
+    return sorted(k for k in old.keys() | new.keys() if k not in FREE_KEYS and old.get(k) != new.get(k))
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> `{a.b: value}`; an empty mapping is a value."""
     if not isinstance(node, dict) or not node:
         return {prefix[:-1]: node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
+    return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}{name}.").items()}
 
 
-def _move_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
     """Rename a run directory, or its results, after the time it was last written; refuse what is no run."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return

@@ -68,11 +68,14 @@ def build_evaluator(config: Config, run: RunDirectory) -> L.Trainer:
 def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
     import lightning as L
     import torch
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # importing lightning has set it to INFO
     trainer = config.trainer
     torch.set_float32_matmul_precision(trainer.matmul_precision)
+    by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     try:
         return L.Trainer(
             accelerator=trainer.accelerator,
@@ -86,6 +89,8 @@ def _trainer(config: Config, run: RunDirectory, **arguments: Any) -> L.Trainer:
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the data module's own samplers know about epochs and repeated rows
             enable_model_summary=False,
+            # A job is requeued by whoever submitted it, and continues from its last epoch; not by Lightning as well.
+            plugins=[SLURMEnvironment(auto_requeue=False)] if by_slurm else None,
             **arguments,
         )
     except (MisconfigurationException, ValueError) as error:

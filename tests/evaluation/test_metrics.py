@@ -13,7 +13,6 @@ from cliplab.evaluation.metrics import (
     full_grade_ranks,
     mean_average_precision,
     mean_per_class,
-    metric_names,
     recalls,
     soft_recall,
     with_mean,
@@ -175,11 +174,6 @@ def test_with_mean_of_composed_benchmarks() -> None:
     found = with_mean({"circo": circo, "again": {**circo, "mAP@5": 8.0}})
     assert found["mean/mAP@5"] == 6.0 and found["mean/mAP@10/addition"] == 7.0
     assert "mean/Avg" not in found
-
-
-def test_names_of_what_a_protocol_reports() -> None:
-    assert metric_names((1, 5)) == ["R@1", "R@5"]
-    assert metric_names((1,), (1, 2), (5,)) == ["R@1", "Rsubset@1", "Rsubset@2", "mAP@5"]
 
 
 class TestAveragePrecision:

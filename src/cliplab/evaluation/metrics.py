@@ -71,11 +71,6 @@ def rank_metrics(pessimistic: Tensor, ties: Tensor, recall_at: Sequence[int], ti
     return found
 
 
-def metric_names(recall_at: Sequence[int], subset_at: Sequence[int] = (), map_at: Sequence[int] = ()) -> list[str]:
-    """What a protocol reports per benchmark, besides averages, and with_mean averages over benchmarks."""
-    return [f"{name}@{k}" for name, at in (("R", recall_at), ("Rsubset", subset_at), ("mAP", map_at)) for k in at]
-
-
 def recalls(rank: Tensor, recall_at: Sequence[int]) -> dict[str, Tensor]:
     """Ranks [Q] -> `{"R@k": percent of queries with rank <= k}`."""
     return {f"R@{k}": 100 * (rank <= k).sum().double() / len(rank) for k in recall_at}

@@ -1,0 +1,1 @@
+"""An experiment file -> the runs that are missing -> one table."""

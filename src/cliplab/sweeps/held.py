@@ -1,0 +1,119 @@
+"""What the directory of a run holds: the run that is asked for, or why it has to be run.
+
+LABEL/seed-N/               the run directory, as train.py leaves it; of an evaluation without checkpoints
+LABEL/seed-N.request.json   what is asked for: written by the sweep, read by the worker
+LABEL/seed-N.started.json   what the directory holds: written by the worker before it starts
+LABEL/seed-N.log            what the worker printed
+LABEL/seed-N.lock           held while a worker is at it
+"""
+
+import csv
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cliplab.benchmark import metric_names
+from cliplab.errors import UserError
+from cliplab.results import read_results
+from cliplab.run import RunDirectory
+from cliplab.sweeps.identity import Identity, differences, identity_in
+
+Ranks = dict[str, tuple[list[str], np.ndarray]]  # benchmark -> names of the queries, ranks float64 [Q]
+CONTENT = ("metrics", "config", "versions", "data", "protocol", "seconds")  # of a results.json
+
+
+@dataclass(frozen=True)
+class Held:
+    """The results of a run, or the reason why it has none that count."""
+
+    missing: str = ""
+    results: dict[str, Any] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=dict)
+    is_damaged: bool = False
+
+
+def beside(directory: Path, ending: str) -> Path:
+    """A file of the sweep beside a run directory."""
+    return directory.with_name(f"{directory.name}.{ending}")
+
+
+def holds(directory: Path, identity: Identity, evaluated: bool, keeps_checkpoint: bool) -> Held:
+    """Compare a run directory with the identity that is asked for; `keeps_checkpoint`: others need its weights.
+
+    A directory that was damaged by hand counts as not run, and its reason names the file.
+    """
+    run = RunDirectory(directory)
+    started = read_json(beside(directory, "started.json"))
+    if started is None:
+        return Held("not run yet" if not directory.is_dir() else f"{directory} is not this sweep's")
+    differing = differences(started, identity)
+    if differing:
+        return Held("differs in " + ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else ""))
+    if not run.results.is_file():
+        return Held("interrupted" if run.last.is_file() else "not finished")
+    try:
+        content = read_results(run.results)
+        absent = [key for key in CONTENT if not isinstance(content.get(key), dict)]
+        if absent:
+            raise UserError(f"{run.results} has no {', '.join(absent)}")
+        own = {key: value for key, value in identity.items() if not key.startswith(("first.", "checkpoint"))}
+        differing = differences(identity_in(content, evaluated), own)
+        if differing:
+            raise UserError(f"{run.results} differs in {', '.join(differing[:5])}")
+        ranks = read_ranks(directory, content)
+        if keeps_checkpoint:
+            require_whole(run.best if run.best.is_file() else run.last)
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        return Held(f"damaged: {error}", is_damaged=True)
+    return Held("", content, ranks)
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Raise UserError for a checkpoint that is not there or was cut off: its table of contents is at its end."""
+    if not zipfile.is_zipfile(checkpoint):
+        raise UserError(f"{checkpoint} is missing or no checkpoint")
+
+
+def read_ranks(directory: Path, content: Mapping[str, Any]) -> Ranks:
+    """ranks/NAME.csv of every benchmark. Raises UserError where they are not those of the metrics."""
+    ranks: Ranks = {}
+    protocol = content["protocol"]
+    for name, benchmark in content["data"]["benchmarks"].items():
+        path = directory / "ranks" / f"{name}.csv"
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                lines = list(csv.DictReader(file))
+            ranks[name] = [line["query"] for line in lines], np.array([float(line["rank"]) for line in lines])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"can't read {path}: {error}") from error
+        if len(lines) != benchmark["queries"]:
+            raise UserError(f"{path} has {len(lines)} queries, results.json {benchmark['queries']}")
+        for kind in metric_names(protocol["recall_at"]) if protocol["target"] == "hard" else ():
+            recall = 100 * float((ranks[name][1] <= int(kind.partition("@")[2])).mean())
+            told = content["metrics"].get(f"test/{name}/{kind}")
+            if not isinstance(told, int | float) or abs(told - recall) > 1e-6:
+                raise UserError(f"{path} gives {kind} {recall:.4f}, results.json {told}")
+    return ranks
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A file of the sweep; None where there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of the sweep: it is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(scratch, path)

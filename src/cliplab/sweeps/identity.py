@@ -1,0 +1,82 @@
+"""What the numbers of a run depend on. A run is reused only where all of it equals what is asked for."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cliplab import results
+from cliplab.build import build_dataset, build_protocol
+from cliplab.config import Config, merge_config
+from cliplab.run import FREE_KEYS, flat
+
+Identity = dict[str, Any]  # flat: `optim.lr`, `versions.torch`, `data`, `first.NAME`
+
+# A continued run may have another length; its numbers then are others. Python itself changes none.
+IDLE_KEYS = FREE_KEYS - {"trainer.max_epochs", "trainer.max_steps"} | {"name", "trainer.log_every_n_steps"}
+_TRAINING = ("loss", "optim", "zero_shot", "model.freeze", "model.grad_checkpointing", "model.chunk_size")
+_TRAINING += ("data.batch_size", "data.same_image", "data.crop_scale", "data.flip", "data.protocol.train_join")
+_TRAINING += tuple(
+    f"trainer.{key}"
+    for key in ("max_epochs", "max_steps", "gradient_clip_val", "check_val_every_n_epoch", "monitor")
+    + ("early_stopping_patience",)
+)
+
+
+def numbers_of(config: Config, evaluated: bool) -> Identity:
+    """The keys of a config that can change a number, flat, with the protocol written out.
+
+    Of one that is evaluated alone, those of the training don't. Raises UserError for an unknown protocol.
+    """
+    content = asdict(config)
+    content["data"]["protocol"] = build_protocol(config).as_dict()
+    found = {key: value for key, value in flat(content).items() if key not in IDLE_KEYS}
+    if evaluated:
+        found = {key: value for key, value in found.items() if not _is_below(key, _TRAINING)}
+    return json.loads(json.dumps(found))  # as it is read back: tuples are lists
+
+
+def identity_of(config: Config, evaluated: bool, data_hash: str, versions: Mapping[str, str]) -> Identity:
+    """Config, data and versions of a run that is asked for, or of one that has been done."""
+    packages = {f"versions.{name}": version for name, version in versions.items() if name != "python"}
+    return {**numbers_of(config, evaluated), "evaluated": evaluated, "data": data_hash, **packages}
+
+
+def identity_in(content: Mapping[str, Any], evaluated: bool) -> Identity:
+    """The identity that a results.json tells. Raises UserError or KeyError where it tells none."""
+    config = merge_config([("results.json", content["config"])])
+    return identity_of(config, evaluated, content["data"]["manifest_hash"], content["versions"])
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys in which two identities differ."""
+    missing = object()
+    return sorted(key for key in one.keys() | other.keys() if one.get(key, missing) != other.get(key, missing))
+
+
+def digest(identity: Identity) -> str:
+    """A short name of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Here:
+    """The data sets and packages of this machine; each data set is looked at once."""
+
+    def __init__(self) -> None:
+        self.versions = results.versions()
+        self._hashes: dict[str, str] = {}
+
+    def identity_of(self, config: Config, evaluated: bool) -> Identity:
+        """What is asked for. Raises UserError for data that are not there."""
+        data = config.data
+        where = json.dumps([data.name, data.root, data.images, data.categories, data.annotations])
+        if where not in self._hashes:
+            dataset = build_dataset(config)
+            dataset.prepare()
+            self._hashes[where] = dataset.manifest_hash()
+        return identity_of(config, evaluated, self._hashes[where], self.versions)
+
+
+def _is_below(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
