@@ -21,7 +21,7 @@ from cliplab.data.dataset import GALLERY_FEATURES, QUERY_FEATURES
 from cliplab.losses.info_nce import info_nce
 from cliplab.models.clip import CLIP
 from cliplab.models.composed import ComposedRetriever
-from cliplab.models.composers import COMPOSERS
+from cliplab.models.composers import COMPOSERS, Pair
 from cliplab.registry import build_part
 from cliplab.training.module import RetrievalModule
 
@@ -191,6 +191,21 @@ def test_the_loss_hears_of_the_targets_only_where_equal_ones_count(positives: bo
     (heard,) = seen
     assert (heard is not None) == positives
     assert heard is None or heard.tolist() == [3, 3, 1, 0, 2, 1]
+
+
+def test_a_reversed_pair_has_the_ids_of_its_own_targets_and_no_hard_negatives() -> None:
+    def loss(query: Tensor, target: Tensor, scale: Tensor, *, target_id: Tensor, negatives: Tensor) -> Tensor:
+        return query.sum()
+
+    made = make_module()
+    module = RetrievalModule(made.model, loss, made.optim, positives=True)
+    vectors = torch.eye(2, D)
+    batch = {"target_id": torch.tensor([1, 1]), "reference_id": torch.tensor([4, 5])}
+    batch["negatives"] = {"image_features": torch.randn(2, 3, D)}  # type: ignore[assignment]
+    module.model.encode_negatives = lambda given: given["image_features"]  # type: ignore[method-assign]
+    forward, backward = module._given([Pair(vectors, vectors), Pair(vectors, vectors, 0.4, is_reversed=True)], batch)
+    assert forward["target_id"] is batch["target_id"] and backward["target_id"] is batch["reference_id"]
+    assert forward["negatives"] is not None and "negatives" not in backward
 
 
 @pytest.mark.parametrize(("start", "expected"), [(math.log(99.99), 100.0), (0.001, 1.0)])

@@ -57,15 +57,17 @@ class RetrievalModule(L.LightningModule):
     def _given(self, pairs: list[Pair], batch: dict[str, Any]) -> list[dict[str, Tensor | None]]:
         """Per pair what a loss may take of LOSS_INPUTS beside its vectors."""
         shared: dict[str, Any] = {"score": self.model.score, "bias": self.model.clip.logit_bias}
-        forward: dict[str, Any] = {"target_id": batch["target_id"]} if self.positives else {}
-        backward = {"target_id": batch["reference_id"]} if self.positives else {}
+        forward: dict[str, Any] = {}
         if "negatives" in self.loss_inputs and "negatives" in batch:
             forward["negatives"] = self.model.encode_negatives(batch["negatives"])
         taught = self.teacher.outputs(batch, len(pairs)) if self.teacher is not None else [{}] * len(pairs)
-        return [
-            {**shared, **(backward if pair.is_reversed else forward), **outputs, "reference": pair.reference}
-            for pair, outputs in zip(pairs, taught, strict=True)
-        ]
+        found = []
+        for pair, outputs in zip(pairs, taught, strict=True):
+            given = {**shared, **outputs, "reference": pair.reference} | ({} if pair.is_reversed else forward)
+            if self.positives:
+                given["target_id"] = batch["reference_id" if pair.is_reversed else "target_id"]
+            found.append(given)
+        return found
 
     def _loss_of(self, pair: Pair, given: dict[str, Tensor | None]) -> Tensor:
         """With those of LOSS_INPUTS that it takes."""
