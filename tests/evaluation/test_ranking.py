@@ -312,3 +312,22 @@ class TestTruthsOfOnePass:
     def test_queries_without_a_positive_are_counted(self) -> None:
         with pytest.raises(UserError, match=r"query 2 has no positive.*\(2 such\)"):
             positive_ranks(unit(4, 3), unit(5, 3), [[0], [1], [], []])
+
+
+@pytest.mark.parametrize("blocks", [None, (7, 13), (1, 1)])
+@pytest.mark.parametrize("width", [384, 512, 768, 4096])
+def test_products_that_vanish_beside_a_partial_sum_do_not_change_a_rank(width, blocks):
+    """All but one product are too small to be added to the first in fp32: a whole kernel's sum loses 1e-5 of them."""
+    small = 1.7e-4
+    query, candidate, target = torch.full((width,), small), torch.full((width,), small), torch.zeros(width)
+    query[-2:] = 0
+    query[0] = (1 - query[1:].double().square().sum()).sqrt()
+    candidate[0], candidate[-2:] = 0.98, 0
+    candidate[-1] = (1 - candidate[:-1].double().square().sum()).sqrt()
+    gap = 5e-6  # of the true scores
+    target[0] = (query.double() @ candidate.double() - gap) / query[0].double()
+    target[-2] = (1 - target[0].double().square()).sqrt()
+    gallery = torch.stack([target, *[candidate] * 255])
+    options = {} if blocks is None else {"blocks": blocks}
+    (ranks,) = (rank_positives(query.repeat(64, 1), gallery, [[0]] * 64, **options),)
+    assert ranks.pessimistic.tolist() == [256] * 64

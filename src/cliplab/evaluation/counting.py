@@ -63,6 +63,11 @@ class ScoreTable:
         """Whether the scores are products that the hardware multiplies faster from rounded operands."""
         return self.scorer.is_product and rounds_products(self.queries.device.type)
 
+    @property
+    def band(self) -> float:
+        """How far a fp32 score may be from its exact one."""
+        return self.scorer.band(self.gallery.shape[-1])
+
     def block(self, queries: slice, gallery: slice, buffer: Tensor) -> Tensor:
         """fp32 scores_qg of a block, in the buffer [block of queries, block of gallery] if the scorer can."""
         rows, columns = self.queries[queries].float(), self.gallery[gallery].float()
@@ -168,12 +173,11 @@ class Scores:
 
     def block(self, queries: slice, gallery: slice, rounded: bool = False) -> Block:
         """Until the next one is asked for. `rounded`: from operands in bf16, with the band that this needs."""
-        band = self.table.scorer.band
         if not rounded:
-            return Block(self.table.block(queries, gallery, self.buffer), queries, gallery, band)
+            return Block(self.table.block(queries, gallery, self.buffer), queries, gallery, self.table.band)
         with matmul_precision("medium"):
             scores_qg = self.table.block(queries, gallery, self.buffer)
-        return Block(scores_qg, queries, gallery, band + self.errors.band(queries, gallery))
+        return Block(scores_qg, queries, gallery, self.errors.band(queries, gallery))
 
 
 class FirstLook:

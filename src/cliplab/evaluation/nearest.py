@@ -77,7 +77,7 @@ def _by_looking_at_all(table: ScoreTable, query: int, k: int, excluded: Sequence
     buffer = torch.empty(1, len(table.gallery), device=table.queries.device)
     scores = table.block(slice(query, query + 1), everything, buffer)[0].nan_to_num(-torch.inf, torch.inf, -torch.inf)
     scores[[*excluded]] = -torch.inf
-    near = (scores >= scores.topk(k).values[-1] - 2 * table.scorer.band).nonzero().flatten()
+    near = (scores >= scores.topk(k).values[-1] - 2 * table.band).nonzero().flatten()
     exact = table.pairs(torch.full_like(near, query), near, backward=False)
     return _in_order(exact.where(scores[near] > -torch.inf, -torch.inf)[None], near[None])[0, :k]
 

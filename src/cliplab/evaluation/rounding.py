@@ -5,9 +5,8 @@ import functools
 import torch
 from torch import Tensor
 
+from cliplab.evaluation.scoring import summation_error
 from cliplab.precision import exact_fp32, matmul_precision
-
-SUMMATION = 1e-5  # adding up in fp32, in any order, for unit vectors; several times what was measured
 
 
 class RoundingErrors:
@@ -28,7 +27,8 @@ class RoundingErrors:
             self._of("gallery", gallery),
         )
         rounded = query_error * gallery_norm + (query_norm + query_error) * gallery_error
-        return rounded + SUMMATION * query_norm * gallery_norm
+        width = self.tables["gallery"].shape[-1]
+        return rounded + summation_error(width) * (query_norm + query_error) * (gallery_norm + gallery_error)
 
     def _of(self, table: str, rows: slice) -> tuple[float, float]:
         """The largest |x - x'| and |x|; a row that is not finite has scores that are none, and does not count."""
@@ -54,4 +54,4 @@ def rounds_products(device: str) -> bool:
             rounded = left @ right.T
     error = float((rounded - plain).abs().max())
     everything = slice(0, 256)
-    return SUMMATION < error <= RoundingErrors(left, right).band(everything, everything)
+    return summation_error(256) < error <= RoundingErrors(left, right).band(everything, everything)

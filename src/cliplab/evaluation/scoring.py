@@ -7,12 +7,23 @@ import torch
 from torch import Tensor, nn
 
 
+def summation_error(width: int) -> float:
+    """How far a fp32 dot product of unit vectors [width] is from the true one at most, in any order of additions.
+
+    Partial sums stay within 1 (Cauchy and Schwarz), so each product and each addition rounds by 2^-25 at most.
+    """
+    return 1.05 * (width + 2) * 2**-25  # products add up to 2^-25 in all; vectors are of unit length up to rounding
+
+
 class Scorer(Protocol):
     """How queries and gallery are compared: fast in blocks, exactly in pairs."""
 
-    band: float  # two fp32 block scores further apart than this are ordered rightly
     tie: float  # two exact scores at most this far apart are equal
     is_product: bool  # block is a matrix product of queries and gallery
+
+    def band(self, width: int) -> float:
+        """How far a fp32 block score of unit vectors of `width` entries may be from its exact one."""
+        ...
 
     def block(self, queries: Tensor, gallery: Tensor, out: Tensor | None = None) -> Tensor:
         """[Q, ...], [G, D] -> fp32 scores_qg [Q, G]; `out` is memory that may be used for them."""
@@ -26,9 +37,12 @@ class Scorer(Protocol):
 class CosineScorer:
     """Dot products of unit vectors."""
 
-    band = 4e-6  # 1e-6 is enough for most; at D = 768 a row dot and its entry of a product differed by up to 7.5e-7
     tie = 0.0
     is_product = True
+
+    def band(self, width: int) -> float:
+        """The bound of any order of additions; kernels that lose half of it exist."""
+        return summation_error(width)
 
     def block(self, queries: Tensor, gallery: Tensor, out: Tensor | None = None) -> Tensor:
         """[Q, D], [G, D] -> [Q, G]."""
@@ -49,13 +63,16 @@ class CosineScorer:
 class JointScorer:
     """A composer that scores queries and gallery jointly; exact means in float64, ties within 1e-12."""
 
-    band = 2e-5  # such scores are sums of quotients: less exact in fp32 than a dot product
     tie = 1e-12
     is_product = False
 
     def __init__(self, composer: Any) -> None:  # a module with score([Q, ...], [G, D]) -> [Q, G]
         self.composer = composer
         self.exact = copy.deepcopy(composer).double().eval()
+
+    def band(self, width: int) -> float:
+        """Such scores are sums of quotients: less exact in fp32 than a dot product."""
+        return 4 * summation_error(width)
 
     def block(self, queries: Tensor, gallery: Tensor, out: Tensor | None = None) -> Tensor:
         """[Q, ...], [G, D] -> [Q, G]."""
