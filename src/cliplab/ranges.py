@@ -83,6 +83,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.fixed_scale": (_between(0, 100, open_low=True), "in (0, 100]"),
     "model.chunk_size": (_between(1), "1 or more"),
     "data.batch_size": (_between(1), "1 or more"),
+    "data.feature_cache": (lambda folder: folder.strip() != "", "auto, a folder, or null for none"),
     "data.same_image": (_one_of("separate", "positives", "ignore"), "separate, positives or ignore"),
     "data.eval_batch_size": (_between(1), "1 or more"),
     "data.num_workers": (_between(0), "0 or more"),

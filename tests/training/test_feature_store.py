@@ -208,3 +208,15 @@ def test_a_disk_without_locks_is_filled_all_the_same(tmp_path, monkeypatch, capl
     with filled(tmp_path, 1).filling():
         pass
     assert "can't be locked (no locks here)" in caplog.text
+
+
+def test_what_is_no_file_is_passed_over(tmp_path):
+    store = filled(tmp_path, 1)
+    (store.folder / "x.safetensors").mkdir()
+    (store.folder / "y.safetensors").symlink_to("/nonexistent")
+    again = FeatureStore(tmp_path, "images", SETTINGS)
+    assert again.find(ids(1)) == [0] and "may be deleted" in again.described_size()
+
+
+def test_a_folder_that_is_gone_holds_nothing(tmp_path):
+    assert FeatureStore(tmp_path / "gone", "images", SETTINGS).find(ids(1)) == [-1]

@@ -29,10 +29,10 @@ def encode_in_chunks(encode: Callable[[Tensor], Any], inputs: Tensor, size: int 
 
 
 def check_chunks(towers: Sequence[nn.Module], size: int | None) -> None:
-    """Raises UserError where a chunk is not what it would be in the batch: BatchNorm that is trained."""
+    """Raises UserError where a chunk is not what it would be in the batch: BatchNorm in training mode."""
     for tower in towers if size is not None else ():
         for name, module in tower.named_modules():
-            if isinstance(module, _BatchNorm) and any(parameter.requires_grad for parameter in module.parameters()):
+            if isinstance(module, _BatchNorm) and module.training:
                 raise UserError(
                     f"model.chunk_size={size}: the statistics of {name} (BatchNorm) would be those of a chunk, not of "
                     "the batch; freeze the tower (model.freeze), take one without BatchNorm, or use "

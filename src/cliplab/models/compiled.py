@@ -34,6 +34,8 @@ def compile_blocks(model: nn.Module, accelerator: str = "auto") -> bool:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning("model.compile=true: torch.compile does not work here, going on without it: %s", reason)
         return False
+    # One forward serves both towers, all lengths, training and evaluation: more shapes than torch keeps by itself.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for block in repeated_blocks(model):
         block.compile()
     return True

@@ -184,8 +184,10 @@ class ComposedRetriever(nn.Module):
         }
 
     def set_chunk_size(self, size: int | None) -> None:
-        """How many the towers take at a time in training. After `freeze`; raises UserError for trained BatchNorm."""
-        check_chunks([self.clip], size)
+        """How many the towers take at a time in training; after `freeze`. Raises UserError for BatchNorm in training."""
+        mode = self.training
+        check_chunks([self.train().clip], size)  # what stays in evaluation mode then, does so in training
+        self.train(mode)
         self.chunk_size = size
 
     def freeze(self, parts: Iterable[str]) -> None:

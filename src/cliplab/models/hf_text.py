@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from cliplab.errors import UserError
 from cliplab.models.checkpoints.hub import CONFIG_FILES, WEIGHT_FILES, hub_folder
 from cliplab.models.image_tower import Group, lock_groups
+from cliplab.models.seen import is_watched
 from cliplab.models.text_transformer import TextTower
 from cliplab.models.tower_cfg import CLIPTextCfg, text_cfg_of
 from cliplab.models.transformer import Indices, taken_indices
@@ -50,8 +51,7 @@ class HFTextTower(TextTower):
 
     def _without_padding(self, text: Tensor) -> Tensor:
         """[B, L] -> [B, longest text], where that changes nothing; hooks of the encoder are to see all tokens."""
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.transformer.modules())
-        if self.config.model_type not in BLIND_TO_PADDING or hooked or torch.compiler.is_compiling():
+        if self.config.model_type not in BLIND_TO_PADDING or is_watched(self.transformer):
             return text
         read = self.attention_mask(text).any(dim=0).nonzero()
         return text[:, : int(read.max()) + 1] if len(read) else text
@@ -78,7 +78,11 @@ class HFTextTower(TextTower):
         elif self.pooler_type == "max_pooler":
             pooled = tokens.masked_fill(mask == 0, -torch.inf).amax(1)
         elif self.pooler_type == "cls_pooler" and getattr(self.transformer, "pooler", None) is not None:
-            pooled = self.transformer.pooler(tokens)  # type: ignore[operator]
+            pooler = self.transformer.pooler
+            if isinstance(pooler, nn.Linear):  # ALBERT's, which leaves the choice of the token to others
+                pooled = self.transformer.pooler_activation(pooler(tokens[:, 0]))  # type: ignore[operator]
+            else:
+                pooled = pooler(tokens)  # type: ignore[operator]
         else:
             pooled = tokens[:, 0]
         return self.proj(pooled)

@@ -11,6 +11,7 @@ from cliplab.errors import UserError
 from cliplab.models.attention import AttentionMaps
 from cliplab.models.image_tower import Group, lock_groups
 from cliplab.models.ragged import Ragged
+from cliplab.models.seen import draws, is_watched
 from cliplab.models.tower_cfg import CLIPTextCfg, text_cfg_of
 from cliplab.models.transformer import Indices, Transformer, activation_of, norm_of
 
@@ -101,8 +102,8 @@ class CLIPTextTower(TextTower):
 
     @property
     def rows_are_independent(self) -> bool:
-        """As TextTower says: nothing is drawn here."""
-        return True
+        """As TextTower says: nothing is drawn here but what an adapter's dropout draws."""
+        return not draws(self.transformer)
 
     def build_text(self, cfg: CLIPTextCfg, embed_dim: int, quick_gelu: bool) -> None:
         """Create the parameters with CLIP's initialisation."""
@@ -146,7 +147,8 @@ class CLIPTextTower(TextTower):
 
     def features(self, embeddings: Tensor, text: Tensor) -> Tensor:
         """As TextTower says. Towers that see what follows the end of a text, or pool elsewhere, compute all of it."""
-        ends = self.ends(text) if self.text_causal and not self.transformer.must_be_whole else None
+        whole = not self.text_causal or is_watched(self.transformer, self.ln_final)
+        ends = None if whole else self.ends(text)
         if ends is None:
             return self.pool(self.encode_embeddings(embeddings, text), text)
         ragged = Ragged(ends)

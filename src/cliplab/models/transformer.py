@@ -14,6 +14,7 @@ from cliplab.errors import UserError
 from cliplab.models.attention import AttentionMaps, Implementation, attend, attention_weights, causal_mask
 from cliplab.models.fused import linear
 from cliplab.models.ragged import Ragged
+from cliplab.models.seen import is_watched
 
 Indices = int | Sequence[int] | None
 Layer = Callable[..., nn.Module]
@@ -152,9 +153,7 @@ class ResidualAttentionBlock(nn.Module):
     def _mlp(self, x: Tensor) -> Tensor:
         """`mlp`, its first two layers as one where no hook stands between them."""
         first, activation, last = self.mlp
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self.mlp.modules()):
-            return self.mlp(x)
-        if type(first) is not nn.Linear:  # an adapter in its place
+        if type(first) is not nn.Linear or is_watched(self.mlp):  # an adapter in its place
             return self.mlp(x)
         return last(linear(x, first.weight, first.bias, activation))
 
@@ -189,12 +188,6 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """[B, L, W] -> [B, L, W]; `key_mask` bool [B, L]: True for tokens that may be looked at."""
         return self.forward_intermediates(x, (), False, causal, key_mask, maps)[0]
-
-    @property
-    def must_be_whole(self) -> bool:
-        """Whether all tokens have to be computed: for hooks that expect them, and for a compiled graph of one shape."""
-        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
-        return hooked or torch.compiler.is_compiling()
 
     def forward_at(self, x: Tensor, places: Tensor, causal: bool = False, ragged: Ragged | None = None) -> Tensor:
         """The last output of one token of each row, `places` int64 [B] among all tokens: [B, L, W] -> [B, W].

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cliplab.errors import UserError
 from cliplab.models.attention import AttentionMaps
 from cliplab.models.image_tower import Group, ImageTower, as_map, can_resize, check_format, resize_positions
+from cliplab.models.seen import draws, is_watched
 from cliplab.models.tower_cfg import CLIPVisionCfg, vision_cfg_of
 from cliplab.models.transformer import Indices, Transformer, activation_of, norm_of
 
@@ -48,8 +49,8 @@ class VisionTransformer(ImageTower):
 
     @property
     def rows_are_independent(self) -> bool:
-        """As ImageTower says: only patches are ever drawn."""
-        return isinstance(self.patch_dropout, nn.Identity) or not self.training
+        """As ImageTower says: only patches are drawn here, and what an adapter's dropout draws."""
+        return not draws(self)
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> the blocks' input [B, 1 + N, W]; training may leave patches out."""
@@ -61,7 +62,8 @@ class VisionTransformer(ImageTower):
     def patches(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, N, W]: `conv1` as one product, as its patches don't overlap; a convolution is slower."""
         (height, width), size = self.grid_size, self.patch_size
-        if images.shape[-2:] != (height * size, width * size) or self.conv1._forward_hooks:
+        plain = type(self.conv1) is nn.Conv2d and self.conv1.bias is None and not is_watched(self.conv1)  # no adapter
+        if not plain or images.shape[-2:] != (height * size, width * size):
             return self.conv1(images).flatten(2).transpose(1, 2)  # [B, W, h, w] -> [B, N, W]
         x = images.unflatten(-1, (width, size)).unflatten(-3, (height, size))  # [B, 3, h, P, w, P]
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(len(images), height * width, -1)
@@ -81,7 +83,7 @@ class VisionTransformer(ImageTower):
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> features [B, D], not unit length."""
         x = self.embed(images)
-        if self.pool_type != "tok" or self.transformer.must_be_whole:
+        if self.pool_type != "tok" or is_watched(self.transformer, self.ln_post):
             return self.project(self.pool(self.transformer(x)))
         class_tokens = torch.arange(len(x), device=x.device) * x.shape[1]
         return self.project(self.ln_post(self.transformer.forward_at(x, class_tokens)))

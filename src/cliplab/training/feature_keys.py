@@ -29,7 +29,7 @@ def identity(modality: str, name: str) -> bytes:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def tower_tensors(clip: DualEncoder, modality: str) -> dict[str, Tensor]:

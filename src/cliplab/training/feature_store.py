@@ -15,7 +15,7 @@ import os
 import uuid
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,11 @@ class FeatureStore:
 
     def find(self, ids: Sequence[bytes]) -> list[int]:
         """The row of each id, -1 where it is in none of the files; damaged and foreign files are removed."""
-        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
-            if path not in self._files:
+        names: list[str] = []
+        with suppress(FileNotFoundError):  # the folder may be deleted at any time
+            names = os.listdir(self.folder)
+        for path in sorted(self.folder / name for name in names if name.endswith(SUFFIX) and not name.startswith(".")):
+            if path not in self._files and path.is_file():
                 self._open(path)
         return [self._rows.get(each, -1) for each in ids]
 
@@ -137,7 +140,11 @@ class FeatureStore:
 
     def described_size(self) -> str:
         """Where it is and how large, for people."""
-        size = sum(file.stat().st_size for file in self.root.rglob(f"*{SUFFIX}"))
+        files = (os.path.join(folder, name) for folder, _, names in os.walk(self.root) for name in names)
+        size = 0
+        for file in files:
+            with suppress(FileNotFoundError):
+                size += os.path.getsize(file) if file.endswith(SUFFIX) else 0
         return f"{self.folder} (all of {self.root}: {size / 1e6:.1f} MB, may be deleted)"
 
     def _open(self, path: Path) -> None:
