@@ -16,6 +16,7 @@ from cliplab.models.clip import CLIP
 from cliplab.models.composed import ComposedRetriever
 from cliplab.models.composers import COMPOSERS
 from cliplab.registry import build_part
+from cliplab.sweeps.spec import load_spec
 from tests.conftest import ROOT, TINY
 from tests.hugging_face import make_model, saved
 
@@ -36,6 +37,9 @@ def test_commands_name_scripts_configs_and_keys_that_exist(words):
             assert stopped.value.code == 0
         return
     assert (ROOT / words[1]).is_file()
+    if words[1] == "sweep.py":
+        load_spec(ROOT / words[words.index("--config") + 1], [word for word in words if "=" in word])
+        return
     config = words[words.index("--config") + 1] if "--config" in words else "configs/quickstart.yaml"
     build.check_parts(load_config(ROOT / config, [word for word in words if "=" in word]))
 

@@ -80,7 +80,7 @@ def test_dropout_of_an_adapter_is_drawn_for_each_row() -> None:
 
 
 def test_a_trace_holds_for_longer_texts() -> None:
-    model, _ = make_pair(CONFIG)
+    model = make_pair(CONFIG)[0].requires_grad_(False)
     assert not is_watched(model)
     short = sentences(3, 11, 60)
     short[:, 4], short[:, 5:] = 59, 0

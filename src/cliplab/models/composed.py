@@ -184,7 +184,7 @@ class ComposedRetriever(nn.Module):
         }
 
     def set_chunk_size(self, size: int | None) -> None:
-        """How many the towers take at a time in training; after `freeze`. Raises UserError for BatchNorm in training."""
+        """How many the towers take at a time in training, after `freeze`. UserError for BatchNorm that trains."""
         mode = self.training
         check_chunks([self.train().clip], size)  # what stays in evaluation mode then, does so in training
         self.train(mode)
