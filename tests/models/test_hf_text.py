@@ -121,6 +121,13 @@ def test_padding_behind_all_texts_is_not_computed(kind: str, pooler: str, tmp_pa
     assert lengths == [7]
 
 
+def test_alberts_pooler_gets_the_first_token(tmp_path: Path) -> None:
+    given = config("albert", tmp_path, hf_pooler_type="cls_pooler", hf_proj_type="linear")["text_cfg"]
+    tower, text = HFTextTower(given, 20).eval(), padded(0)
+    expected = tower.transformer(text, attention_mask=(text != 0).long()).pooler_output
+    assert_close(tower(text), tower.proj(expected))
+
+
 def test_hooks_of_the_encoder_see_all_tokens(tmp_path: Path) -> None:
     ours, _ = make_pair(config("bert", tmp_path, hf_proj_type="linear"))
     seen: list[int] = []
