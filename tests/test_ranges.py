@@ -21,7 +21,7 @@ def test_the_defaults_are_inside():
         "model.fixed_scale=101",
         "data.batch_size=0",
         "data.num_workers=-1",
-        "data.feature_cache=",
+        "data.feature_cache=''",
         "data.same_image=together",
         "data.categories=[dress,dress]",
         "zero_shot.split=validation",
