@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cliplab import results
+from cliplab import files, results
 from cliplab.errors import UserError
 from cliplab.results import SCHEMA, read_results, write_json, write_ranks, write_results
 
@@ -39,7 +39,7 @@ def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path, monkeypa
         replaced.append(1)
         os.rename(source, target)
 
-    monkeypatch.setattr(results.os, "replace", replace)
+    monkeypatch.setattr(files.os, "replace", replace)
     write_results(path, {"run": 2})
     assert replaced == [1] and read_results(path)["run"] == 2
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cliplab.errors import UserError
+from cliplab.files import write_whole
 
 SCHEMA = 1
 _PACKAGES = (
@@ -51,9 +51,7 @@ def command() -> str:
 def write_results(path: Path, content: dict[str, Any]) -> None:
     """Write atomically: a results.json is whole or not there."""
     complete = {"schema": SCHEMA, **content, "versions": versions(), "commit": commit(), "command": command()}
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    write_json(path, complete)
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -77,5 +75,6 @@ def write_ranks(path: Path, names: list[str], ranks: list[float], ties: list[int
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """What stands beside results.json, for people and scripts."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """A file beside results.json, or of a sweep: whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=2) + "\n")

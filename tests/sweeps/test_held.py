@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from cliplab.report import console
-from cliplab.sweeps.held import beside, holds, read_json, write_whole
+from cliplab.results import write_json
+from cliplab.sweeps.held import beside, holds, read_json
 from cliplab.sweeps.plan import make_plan
 from cliplab.sweeps.runner import Runner
 from cliplab.sweeps.spec import load_spec
@@ -95,7 +96,7 @@ def test_a_checkpoint_counts_where_other_runs_need_it(run, damage):
 
 def test_files_of_the_sweep_are_whole_or_not_there(tmp_path):
     path = tmp_path / "new" / "a.json"
-    write_whole(path, {"a": [1]})
+    write_json(path, {"a": [1]})
     assert read_json(path) == {"a": [1]} and [p.name for p in path.parent.iterdir()] == ["a.json"]
     assert read_json(tmp_path / "none.json") is None
     for text in ("{", "[1]", "\x00"):

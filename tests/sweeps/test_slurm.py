@@ -14,8 +14,9 @@ import pytest
 
 from cliplab.config import Config
 from cliplab.errors import UserError
+from cliplab.results import write_json
 from cliplab.sweeps import slurm
-from cliplab.sweeps.held import beside, write_whole
+from cliplab.sweeps.held import beside
 from cliplab.sweeps.identity import digest
 from cliplab.sweeps.plan import Run
 from cliplab.sweeps.slurm import Slurm, WorkerJob, states_of
@@ -77,7 +78,7 @@ def cluster(monkeypatch, tmp_path):
     monkeypatch.setattr(slurm, "ASKED_EVERY", 0.0)
     runs = [Run(str(n), Config(name=f"exp/{n}/seed-0", output_dir=str(tmp_path))) for n in range(2)]
     for run in runs:
-        write_whole(beside(run.directory, "request.json"), {"identity": {"n": run.label}})
+        write_json(beside(run.directory, "request.json"), {"identity": {"n": run.label}})
     return Slurm(tmp_path / "exp" / ".slurm", {"timeout_min": 5}), runs
 
 
@@ -98,8 +99,8 @@ def test_the_job_of_an_earlier_sweep_is_waited_for_and_one_that_does_another_run
     executor, runs = cluster
     said, given = squeue
     said["stdout"] = "5_0 RUNNING\n5_1 PENDING\n"
-    write_whole(beside(runs[0].directory, "job.json"), {"id": "5_0", "identity": digest({"n": "0"})})
-    write_whole(beside(runs[1].directory, "job.json"), {"id": "5_1", "identity": "another"})
+    write_json(beside(runs[0].directory, "job.json"), {"id": "5_0", "identity": digest({"n": "0"})})
+    write_json(beside(runs[1].directory, "job.json"), {"id": "5_1", "identity": "another"})
     executor.start(runs)
     assert executor._executor.submitted == [str(runs[1].directory)]
     assert [command for command in given if command[0] == "scancel"] == [["scancel", "5_1"]]

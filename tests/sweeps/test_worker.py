@@ -7,8 +7,9 @@ import pytest
 from filelock import FileLock
 
 from cliplab.errors import UserError
+from cliplab.results import write_json
 from cliplab.sweeps import worker
-from cliplab.sweeps.held import beside, holds, read_json, write_whole
+from cliplab.sweeps.held import beside, holds, read_json
 
 IDENTITY = {"optim.lr": 1}
 
@@ -25,7 +26,7 @@ def given(tmp_path, monkeypatch):
         "checkpoint": None,
         "keeps_checkpoint": False,
     }
-    write_whole(beside(directory, "request.json"), request)
+    write_json(beside(directory, "request.json"), request)
     monkeypatch.setattr(worker, "_run", lambda config, request: made.append(sorted(p.name for p in inside(directory))))
     return directory, beside(directory, "request.json"), made
 
@@ -42,7 +43,7 @@ def earlier(directory, identity, results="{}"):
         (directory / "checkpoints" / f"{name}.ckpt").write_bytes(b"PK\x05\x06" + bytes(18))  # an empty archive
     if results:
         (directory / "results.json").write_text(results)
-    write_whole(beside(directory, "started.json"), identity)
+    write_json(beside(directory, "started.json"), identity)
 
 
 def moved(directory):

@@ -204,7 +204,7 @@ def test_a_disk_without_locks_is_filled_all_the_same(tmp_path, monkeypatch, capl
         raise NotImplementedError("no locks here")
 
     caplog.set_level("INFO")
-    monkeypatch.setattr("cliplab.training.feature_store.FileLock.acquire", refuse)
+    monkeypatch.setattr("cliplab.files.FileLock.acquire", refuse)
     with filled(tmp_path, 1).filling():
         pass
     assert "can't be locked (no locks here)" in caplog.text

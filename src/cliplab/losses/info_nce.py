@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cliplab.losses.gather import gather
-from cliplab.losses.rows import is_large, positives, sum_over_rows
+from cliplab.losses.rows import is_large, shares, sum_over_rows
 from cliplab.precision import at_least_fp32, exact_fp32
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -74,5 +74,4 @@ def _labels(rows: slice, logits: Tensor, ids: Tensor | None) -> Tensor:
     """The target of each of some rows [n] int64, or with ids the share of each [n, B]; the same for the columns."""
     if ids is None:
         return torch.arange(rows.start, rows.stop, device=logits.device)
-    same = positives(rows, ids, len(ids), logits)
-    return same / same.sum(dim=1, keepdim=True)
+    return shares(rows, ids, len(ids), logits)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cliplab.losses.gather import gather
-from cliplab.losses.rows import positives, sum_over_rows
+from cliplab.losses.rows import shares, sum_over_rows
 from cliplab.precision import at_least_fp32, exact_fp32
 
 
@@ -34,8 +34,7 @@ def reference_negative(
         with exact_fp32(query.device):
             against_own = (query[rows, None] * own[rows]).sum(-1)
             logits = at_least_fp32(scale) * torch.cat([query[rows] @ target.T, against_own], dim=1)
-            same = positives(rows, ids, len(target), logits)
-            shares = F.pad(same / same.sum(dim=1, keepdim=True), (0, own.shape[1]))
-            return F.cross_entropy(logits, shares, reduction="sum")
+            wanted = F.pad(shares(rows, ids, len(target), logits), (0, own.shape[1]))
+            return F.cross_entropy(logits, wanted, reduction="sum")
 
     return sum_over_rows(of_rows, len(query)) / len(query)

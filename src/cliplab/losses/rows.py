@@ -32,3 +32,9 @@ def positives(rows: slice, ids: Tensor | None, count: int, like: Tensor) -> Tens
     """
     own = torch.arange(count, device=like.device) if ids is None else ids
     return (own[rows, None] == own[None, :]).to(like.dtype)
+
+
+def shares(rows: slice, ids: Tensor | None, count: int, like: Tensor) -> Tensor:
+    """What each of a row's positives has of the mass [n, count]: equal parts."""
+    same = positives(rows, ids, count, like)
+    return same / same.sum(dim=1, keepdim=True)

@@ -15,8 +15,9 @@ from cliplab import build
 from cliplab.errors import UserError
 from cliplab.ranges import metric_keys
 from cliplab.registry import closest
+from cliplab.results import write_json
 from cliplab.run import checkpoint_of
-from cliplab.sweeps.held import Held, beside, holds, write_whole
+from cliplab.sweeps.held import Held, beside, holds
 from cliplab.sweeps.identity import Here, Identity, digest
 from cliplab.sweeps.local import Local
 from cliplab.sweeps.plan import Plan, Run
@@ -170,7 +171,7 @@ class Runner:
             "checkpoint": run.checkpoint,
             "keeps_checkpoint": id(run) in self._kept,
         }
-        write_whole(beside(run.directory, "request.json"), content)
+        write_json(beside(run.directory, "request.json"), content)
 
     def _finish(self, run: Run, rest: str) -> None:
         if not self.look(run).missing:

@@ -18,7 +18,8 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.helpers import Checkpointable, DelayedSubmission
 
 from cliplab.errors import UserError
-from cliplab.sweeps.held import beside, read_json, write_whole
+from cliplab.results import write_json
+from cliplab.sweeps.held import beside, read_json
 from cliplab.sweeps.identity import digest
 from cliplab.sweeps.local import start_worker
 from cliplab.sweeps.plan import Run
@@ -82,7 +83,7 @@ class Slurm:
             raise UserError(f"SLURM refused the jobs: {error}") from error
         for run, job in zip(new, jobs, strict=True):
             identity = digest(_identity_asked(run))
-            write_whole(beside(run.directory, "job.json"), {"id": job.job_id, "identity": identity})
+            write_json(beside(run.directory, "job.json"), {"id": job.job_id, "identity": identity})
             self._going[job.job_id] = run
 
     def ended(self) -> list[Run]:

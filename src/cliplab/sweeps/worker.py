@@ -6,18 +6,17 @@ meanwhile: a worker that outlives its sweep is waited for by the next one and ne
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from cliplab.cli import run_script
 from cliplab.config import Config, merge_config
 from cliplab.errors import UserError
+from cliplab.files import alone
+from cliplab.results import write_json
 from cliplab.run import RunDirectory, checkpoint_of, move_aside, read_checkpoint, run_directory
-from cliplab.sweeps.held import Held, beside, holds, read_json, require_whole, write_whole
+from cliplab.sweeps.held import Held, beside, holds, read_json, require_whole
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,8 @@ def main(arguments: Sequence[str]) -> None:
         _run(config, request)
         return
     directory = run_directory(config).path
-    with _alone(directory):
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with alone(beside(directory, "lock"), f"another process is at {directory}", str(directory)):
         held = holds(directory, request["identity"], request["evaluated"], request["keeps_checkpoint"])
         if held.missing:
             make_room(directory, request, held)
@@ -62,7 +62,7 @@ def make_room(directory: Path, request: dict[str, Any], held: Held) -> None:
             move_aside(run.results)
     elif any((directory / name).exists() for name in ("config.yaml", "checkpoints", "results.json")):
         move_aside(directory)
-    write_whole(started, request["identity"])
+    write_json(started, request["identity"])
 
 
 def _run(config: Config, request: dict[str, Any]) -> None:
@@ -81,24 +81,6 @@ def _run(config: Config, request: dict[str, Any]) -> None:
     from cliplab.execute import evaluate
 
     evaluate(config, dataset, checkpoint, stored, run_directory(config))
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold the lock of a run directory; wait where another worker does."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(beside(directory, "lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("another process is at %s: waiting for it", directory)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:  # some file systems of clusters know no locks
-        log.info("%s can't be locked (%s)", directory, error)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 if __name__ == "__main__":

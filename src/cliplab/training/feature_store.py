@@ -14,16 +14,17 @@ import logging
 import os
 import uuid
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from cliplab.files import alone, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -85,30 +86,17 @@ class FeatureStore:
         finally:
             scratch.unlink(missing_ok=True)
 
-    @contextmanager
-    def filling(self) -> Iterator[None]:
+    def filling(self) -> AbstractContextManager[None]:
         """Wait for another process that computes rows of this table, then keep others waiting."""
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.info("feature cache: another process is filling %s: waiting for it", self.folder)
-            lock.acquire()
-        except (OSError, NotImplementedError) as error:
-            log.info("feature cache: %s can't be locked (%s)", self.folder, error)
-        try:
-            yield
-        finally:
-            lock.release()
+        busy = f"feature cache: another process is filling {self.folder}"
+        return alone(self.folder / ".lock", busy, f"feature cache: {self.folder}")
 
     def make_folder(self) -> None:
         """Create the folder, with what it is for. Raises OSError where it can't be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for path, text in ((self.root / "README.txt", _README), (self.folder / "key.json", self.described)):
             if not path.is_file():
-                scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex}.tmp")
-                scratch.write_text(text, encoding="utf-8")
-                os.replace(scratch, path)
+                write_whole(path, text)
         probe = self.folder / f".{uuid.uuid4().hex}.tmp"
         probe.touch()
         probe.unlink()
