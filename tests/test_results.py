@@ -95,15 +95,17 @@ def test_the_commit_is_known_dirty_or_none(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_ranks_are_a_row_per_query(tmp_path: Path) -> None:
     path = tmp_path / "ranks" / "dress.csv"
-    write_ranks(path, ['a->b, "c"', "d->e#1"], [1.0, 2.5], [0, 3])
+    columns = {"rank": [1.0, 2.5], "ties": [0, 3], "mAP@5": [100.0, 100 / 3]}
+    write_ranks(path, ['a->b, "c"', "d->e#1"], columns)
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
-    assert rows == [["query", "rank", "ties"], ['a->b, "c"', "1.0", "0"], ["d->e#1", "2.5", "3"]]
+    first, second = ['a->b, "c"', "1.0", "0", "100.0"], ["d->e#1", "2.5", "3", str(100 / 3)]
+    assert rows == [["query", "rank", "ties", "mAP@5"], first, second]
 
 
 def test_ranks_of_unequal_length_are_a_defect(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
-        write_ranks(tmp_path / "dress.csv", ["a", "b"], [1.0], [0])
+        write_ranks(tmp_path / "dress.csv", ["a", "b"], {"rank": [1.0], "ties": [0]})
 
 
 def test_json_beside_the_results(tmp_path: Path) -> None:

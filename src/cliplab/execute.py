@@ -140,8 +140,11 @@ def finish(
         report.console().print(f"targets are known to the test server alone; to submit: {', '.join(files)}")
         return
     for name, ranked in own.items():
-        ranks = ranked.ranks_under_protocol().tolist()
-        write_ranks(run.path / "ranks" / f"{name}.csv", ranked.benchmark.query_names, ranks, ranked.ranks.ties.tolist())
+        ranks = {"rank": ranked.ranks_under_protocol().tolist(), "ties": ranked.ranks.ties.tolist()}
+        told_by_rank = ranked.full_grade is None  # whether R@K is
+        others = [k for k in ranked.per_query if not (told_by_rank and k.startswith("R@"))]
+        ranks |= {kind: ranked.per_query[kind].tolist() for kind in others}
+        write_ranks(run.path / "ranks" / f"{name}.csv", ranked.benchmark.query_names, ranks)
     content = results_of(config, module, dataset) | told
     solved = SOLVED[content["protocol"]["target"]]
     if content["audit"]:
@@ -181,8 +184,7 @@ def results_of(config: Config, module: RetrievalModule, dataset: RetrievalDatase
     own = module.outcome[""]
     recall_at = next(iter(own.values())).benchmark.protocol.recall_at
     solved = {label: {n: r.solved_from() for n, r in ways.items()} for label, ways in module.outcome.items()}
-    hard = {name: rank for name, rank in solved[""].items() if own[name].full_grade is None}  # its hits are 0 or 1
-    intervals = bootstrap_intervals(hard, recall_at, config.seed)
+    intervals = bootstrap_intervals({name: ranked.per_query for name, ranked in own.items()}, config.seed)
     return {
         "metrics": metrics.pop(""),
         "baselines": metrics,

@@ -158,5 +158,8 @@ def published_metrics(row: PublishedRow, columns: Collection[str]) -> dict[str, 
         if cells and len(cells) == len(ours):
             means[f"test/mean/{kind}"] = sum(cells) / len(cells)
     if {"test/mean/R@10", "test/mean/R@50"} <= means.keys():
-        means["test/mean/Avg"] = sum(means.values()) / 2
+        means["test/mean/Avg"] = (means["test/mean/R@10"] + means["test/mean/R@50"]) / 2
+    for name in ours:
+        if {f"{name}/R@5", f"{name}/Rsubset@1"} <= metrics.keys():
+            means[f"test/{name}/Avg"] = (metrics[f"{name}/R@5"] + metrics[f"{name}/Rsubset@1"]) / 2
     return {f"test/{key}": value for key, value in metrics.items()} | means

@@ -5,7 +5,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,16 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_ranks(path: Path, names: list[str], ranks: list[float], ties: list[int]) -> None:
-    """Per query its name, its rank under the protocol and how many candidates tie with its target."""
+def write_ranks(path: Path, names: Sequence[str], columns: Mapping[str, Sequence[float]]) -> None:
+    """Per query its name, its rank under the protocol, how many candidates tie with its target ("rank", "ties").
+
+    And in percent what other metrics than hard R@K are the means of: AP@K in the column "mAP@K".
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["query", "rank", "ties"])
-        writer.writerows(zip(names, ranks, ties, strict=True))
+        writer.writerow(["query", *columns])
+        writer.writerows(zip(names, *columns.values(), strict=True))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

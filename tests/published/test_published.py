@@ -21,11 +21,11 @@ SPLITS = {
 }
 METRICS = {
     "fashioniq": r"(dress|shirt|toptee)/R@(10|50)",
-    "cirr": r"R@(1|5|10|50)|Rs@(1|2|3)",
-    "circo": r"mAP@(5|10|25|50)",
+    "cirr": r"cirr/(R@(1|5|10|50)|Rsubset@(1|2|3))",
+    "circo": r"circo/mAP@(5|10|25|50)",
     "coco": r"(i2t|t2i)/R@(1|5|10)|imagenet_top1",
     "flickr30k": r"(i2t|t2i)/R@(1|5|10)|imagenet_top1",
-    "css": r"R@1",
+    "css": r"css/R@1",
 }
 LABELS = {
     "fashioniq": {
@@ -141,7 +141,7 @@ def test_known_cells() -> None:
     sprc = find("fashioniq", "SPRC")
     assert sprc.metrics["dress/R@10"] == 49.18
     assert sprc.printed_average == {"R@10": 54.92, "R@50": 74.97, "mean": 64.85}
-    assert find("cirr", "random inside the subset").metrics == {"Rs@1": 20.0, "Rs@2": 40.0, "Rs@3": 60.0}
+    assert find("cirr", "random inside the subset").metrics == {f"cirr/Rsubset@{k}": 20.0 * k for k in (1, 2, 3)}
     openai = find("coco", "open_clip zero-shot", "RN50 openai")
     assert (openai.metrics["i2t/R@1"], openai.metrics["imagenet_top1"], openai.year) == (48.84, 59.82, None)
 

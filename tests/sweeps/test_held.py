@@ -32,7 +32,8 @@ def edit(path, change):
 def test_a_finished_run_is_held_with_its_results_and_ranks(run):
     held = holds(*run, evaluated=False, keeps_checkpoint=True)
     assert held.missing == "" and set(held.ranks) == {"dress", "shirt", "toptee"}
-    names, ranks = held.ranks["dress"]
+    names, columns = held.ranks["dress"]
+    ranks = columns["rank"]
     assert len(names) == len(ranks) == 20
     assert held.results["metrics"]["test/dress/R@10"] == pytest.approx(100 * sum(rank <= 10 for rank in ranks) / 20)
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from cliplab.errors import UserError
@@ -68,6 +70,22 @@ checkpoint: "{stage}"
     assert row.evaluated and row.checkpoint == str(found.first["stage"].directory)
     assert row.config.model.composer == {"name": "tirg"} and row.config.model.weights is None
     assert found.rows["c"][0].config.model.composer["name"] == "combiner"
+
+
+def test_each_row_may_measure_its_own_checkpoint(plan):
+    found = plan("""
+seeds: [0, 1]
+first: {words: {model.composer: tirg}, other: {model.composer: film, model.arch: ViT-B-32}}
+runs: {a: {}, b: {data.protocol: val}, c: {}, d: {}}
+evaluate: [a, b, c]
+checkpoint: {a: "{words}", b: "{other}"}
+""")
+    rows = {label: runs[0] for label, runs in found.rows.items()}
+    measured = {label: Path(row.checkpoint).parent.name for label, row in rows.items() if row.checkpoint}
+    assert measured == {"a": "words", "b": "other"}
+    assert [rows[label].config.model.composer["name"] for label in "abc"] == ["tirg", "film", "combiner"]
+    assert rows["b"].config.model.arch == "ViT-B-32" and rows["a"].needs == (found.first["words"],)
+    assert rows["c"].evaluated and rows["c"].needs == () and not rows["d"].evaluated
 
 
 def test_a_protocol_s_prompt_is_no_place(plan):

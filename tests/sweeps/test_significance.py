@@ -12,13 +12,13 @@ from cliplab.sweeps.significance import hits_of, interval, p_value, same_queries
 def ranks(counts, seed, names=("dress", "shirt")):
     generator = np.random.default_rng(seed)
     return {
-        n: ([f"{n}{q}" for q in range(c)], generator.integers(1, 60, c).astype(float))
+        n: ([f"{n}{q}" for q in range(c)], {"rank": generator.integers(1, 60, c).astype(float)})
         for n, c in zip(names, counts, strict=True)
     }
 
 
 def plain_recall(own, name, k):
-    values = own[name][1]
+    values = own[name][1]["rank"]
     return 100 * sum(rank <= k for rank in values) / len(values)
 
 
@@ -43,7 +43,9 @@ def test_hits_are_averaged_over_seeds_query_by_query():
     runs = [ranks((30, 40), seed) for seed in range(3)]
     found = hits_of("test/dress/R@10", runs, [plain_recall(own, "dress", 10) for own in runs])
     for query in range(30):
-        assert found["dress"][query] == pytest.approx(sum(100 * (own["dress"][1][query] <= 10) for own in runs) / 3)
+        assert found["dress"][query] == pytest.approx(
+            sum(100 * (own["dress"][1]["rank"][query] <= 10) for own in runs) / 3
+        )
     assert list(found) == ["dress"]
 
 
@@ -59,10 +61,24 @@ def test_means_and_averages_are_recognised_by_their_value():
         assert hits_of(metric, runs, [value(own) + 0.1 for own in runs]) is None
 
 
+@pytest.mark.parametrize("kind", ["Rsubset@1", "mAP@5", "Avg"])
+def test_a_column_of_its_own_counts_before_the_ranks(kind):
+    runs = [ranks((30, 40), seed) for seed in range(2)]
+    for seed, own in enumerate(runs):
+        for _, columns in own.values():
+            columns[kind] = 100 * np.random.default_rng(seed).random(len(columns["rank"]))
+    dress = hits_of(f"test/dress/{kind}", runs, [own["dress"][1][kind].mean() for own in runs])
+    assert np.allclose(dress["dress"], (runs[0]["dress"][1][kind] + runs[1]["dress"][1][kind]) / 2)
+    both = hits_of(f"test/mean/{kind}", runs, [np.mean([c[kind].mean() for _, c in own.values()]) for own in runs])
+    assert set(both) == {"dress", "shirt"}
+
+
 @pytest.mark.parametrize(
-    "metric", ["test/cirr/Rsubset@1", "test/circo/mAP@5", "test/dress/median_rank", "test/hat/R@10"]
+    "metric",
+    ["test/dress/Rsubset@1", "test/dress/mAP@5", "test/dress/mAP@10/color", "test/dress/median_rank", "test/hat/R@10"]
+    + ["test/dress/R@10_optimistic", "test/linear_probe"],
 )
-def test_what_is_no_recall_of_ranks_has_no_hits(metric):
+def test_what_is_no_mean_over_queries_has_no_hits(metric):
     assert hits_of(metric, [ranks((30, 40), 0)], [50.0]) is None
 
 

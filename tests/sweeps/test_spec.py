@@ -81,6 +81,9 @@ def test_a_part_with_options_and_keys_that_end_alike_have_whole_labels(spec):
         ("runs: {abc: {}}\npublished: {abd: TIRG}", "published names no row 'abd'"),
         ("runs: {abc: {}}\nevaluate: [abd]", "evaluate names no row 'abd'"),
         ("runs: {a: {}}\ncheckpoint: x", "no row is under `evaluate`"),
+        ("runs: {abc: {}}\nevaluate: true\ncheckpoint: {abd: x}", "checkpoint names no row 'abd': did you mean 'abc'"),
+        ("runs: {a: {}, b: {}}\nevaluate: [a]\ncheckpoint: {b: x}", "checkpoint.b changes nothing"),
+        ("runs: {a: {}}\nevaluate: true\ncheckpoint: [x]", "'checkpoint' must be"),
         ("runs: {a: {name: x}}", "the sweep sets name"),
     ],
 )  # fmt: skip
@@ -88,6 +91,18 @@ def test_bad_input_names_the_key(spec, text, said):
     with pytest.raises(UserError) as caught:
         spec(text)
     assert said in str(caught.value) and "exp.yaml" in str(caught.value)
+
+
+def test_one_key_of_a_row_or_of_what_comes_first_can_be_typed(spec):
+    text = "first: {words: {data.root: a, optim.lr: 1}}\nruns: {a: {}, a.b: {optim.lr: 2}}\noverrides: {data.pad: none}"
+    found = spec(text, "first.words.data.root=b", "runs.a.b.optim.lr=3", "runs.a.seed_of=x", "runs.new={}")
+    assert found.first == {"words": {"data.root": "b", "optim.lr": 1}}
+    assert found.runs == {"a": {"seed_of": "x"}, "a.b": {"optim.lr": 3}, "new": {}}
+    found = spec(
+        text, "overrides.data.pad=target", "grid.optim.lr=[1,2]", "slurm.timeout_min=9", "runs.a={optim.lr: 4}"
+    )
+    assert (found.overrides, found.grid) == ({"data.pad": "target"}, {"optim.lr": [1, 2]})
+    assert found.slurm == {"timeout_min": 9} and found.runs["a"] == {"optim.lr": 4}
 
 
 @pytest.mark.parametrize("argument", ["seed=1", "name=x", "resume=never"])

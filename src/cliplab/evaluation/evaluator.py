@@ -9,19 +9,11 @@ from torch import Tensor, distributed
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from cliplab.benchmark import Benchmark
-from cliplab.errors import UserError
-from cliplab.evaluation.metrics import (
-    full_grade_ranks,
-    mean_average_precision,
-    mean_per_class,
-    rank_metrics,
-    soft_recall,
-)
+from cliplab.evaluation.metrics import average_precision, full_grade_ranks, mean_per_class, rank_metrics, soft_recall
 from cliplab.evaluation.nearest import top_k
 from cliplab.evaluation.ranking import Ranks, Truth, by_query, rank_truths, subset_ranks
 from cliplab.evaluation.scoring import CosineScorer, Scorer
-
-SUBMITTED_IN_SUBSET = 3  # names per query that the test server of a blind benchmark with subsets takes
+from cliplab.evaluation.truth import check_submittable, check_truth, excluded_rows, truths_of
 
 
 @dataclass
@@ -30,6 +22,7 @@ class RankedBenchmark:
 
     benchmark: Benchmark
     metrics: dict[str, float]
+    per_query: dict[str, Tensor]  # by metric that is a mean over queries: percent by query_id, float64 [Q]
     ranks: Ranks  # by query_id
     queries: Tensor  # unit, by query_id [Q, ...]
     gallery: Tensor  # unit [G, D]
@@ -56,16 +49,6 @@ class RankedBenchmark:
         rows = torch.tensor(self.benchmark.subsets[query_id])
         best = top_k(self.queries[[query_id]], self.gallery[rows], k, [[]], self.scorer)[0]
         return rows[best.cpu()].tolist()
-
-
-def excluded_rows(benchmark: Benchmark) -> list[list[int]]:
-    """By query_id: the gallery rows that the protocol keeps out of its ranking."""
-    if not benchmark.protocol.exclude_reference:
-        return [[] for _ in benchmark.positives]
-    return [
-        [row] if row >= 0 and row not in p else []
-        for row, p in zip(benchmark.references(), benchmark.positives, strict=True)
-    ]
 
 
 class Evaluator:
@@ -134,8 +117,8 @@ def rank_benchmark(
     """
     if benchmark.blind:
         unknown = torch.empty(0, dtype=torch.int64)
-        return {benchmark.name: RankedBenchmark(benchmark, {}, Ranks(unknown, unknown), queries, gallery, scorer)}
-    truths = [_truths(each, bool(number)) for number, each in enumerate(benchmark.directions)]
+        return {benchmark.name: RankedBenchmark(benchmark, {}, {}, Ranks(unknown, unknown), queries, gallery, scorer)}
+    truths = [truths_of(each, bool(number)) for number, each in enumerate(benchmark.directions)]
     flat = [truth for of_direction in truths for truth in of_direction.values()]
     found = iter(rank_truths(queries, gallery, flat, scorer, spread=True))
     outcome: dict[str, RankedBenchmark] = {}
@@ -146,62 +129,13 @@ def rank_benchmark(
             where = (direction.positives, direction.subsets, excluded_rows(direction))
             ranks["subset"] = subset_ranks(*sides, *where, scorer)
         graded = _graded(direction, ranks["graded"]) if "graded" in ranks else None
-        metrics = _metrics(direction, ranks, asked, graded)
+        precision = _precision_at(direction, ranks["each"], asked["each"]) if "each" in asked else {}
+        per_query = _per_query(direction, ranks, graded) | {f"mAP@{k}": precision[k] for k in direction.protocol.map_at}
+        metrics = _metrics(direction, ranks["best"], per_query, precision.get(10))
         full_grade = full_grade_ranks(*graded) if graded is not None else None
-        outcome[direction.name] = RankedBenchmark(direction, metrics, ranks["best"], *sides, scorer, full_grade)
+        ranked = RankedBenchmark(direction, metrics, per_query, ranks["best"], *sides, scorer, full_grade)
+        outcome[direction.name] = ranked
     return outcome
-
-
-def check_truth(benchmark: Benchmark) -> None:
-    """Raises UserError for what a protocol asks and the benchmark lacks; it names the query that has no truth."""
-    empty = [query_id for query_id, rows in enumerate(benchmark.positives) if not rows]
-    tables = {"positives": benchmark.positives}
-    if not empty:  # excluded rows are known from the positives
-        tables |= {"relevant": _relevant(benchmark), "gains": benchmark.gains, "subsets": benchmark.subsets}
-    for name, found in tables.items():
-        empty = [query_id for query_id, rows in enumerate(found or []) if not rows]
-        if empty:
-            query = benchmark.query_names[empty[0]]
-            also = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-            raise UserError(
-                f"benchmark '{benchmark.name}': no {name} for query '{query}'{also}; leave such queries out"
-            )
-    if benchmark.protocol.subset_at and benchmark.subsets is None:
-        raise UserError(f"benchmark '{benchmark.name}' has no subsets, but its protocol has subset_at")
-    for aspect, query_ids in (benchmark.groups or {}).items():
-        if not query_ids:
-            raise UserError(f"benchmark '{benchmark.name}': no query carries the aspect '{aspect}'")
-
-
-def check_submittable(benchmark: Benchmark) -> None:
-    """Raises UserError for a query whose subset is too small for the list that a test server takes (CIRR)."""
-    short = [query_id for query_id, rows in enumerate(benchmark.subsets or []) if len(rows) < SUBMITTED_IN_SUBSET]
-    if short:
-        assert benchmark.subsets is not None
-        also = f" and of {len(short) - 1} more" if len(short) > 1 else ""
-        raise UserError(
-            f"benchmark '{benchmark.name}': in the subset of query '{benchmark.query_names[short[0]]}'{also} are "
-            f"{len(benchmark.subsets[short[0]])} images, a submission names {SUBMITTED_IN_SUBSET} of them: add the "
-            "missing pictures"
-        )
-
-
-def _relevant(benchmark: Benchmark) -> list[list[int]]:
-    """By query_id: what counts for mAP and is not kept out of the ranking, each row once."""
-    rows = benchmark.relevant if benchmark.relevant is not None else benchmark.positives
-    return [sorted({*own} - {*out}) for own, out in zip(rows, excluded_rows(benchmark), strict=True)]
-
-
-def _truths(benchmark: Benchmark, backward: bool) -> dict[str, Truth]:
-    """What has to be ranked for a protocol's metrics."""
-    excluded = excluded_rows(benchmark)
-    truths = {"best": Truth(benchmark.positives, excluded, backward=backward)}
-    depth = max([*benchmark.protocol.map_at, 10 if benchmark.groups else 0])
-    if depth:
-        truths["each"] = Truth(_relevant(benchmark), excluded, "each", backward, depth)
-    if benchmark.gains is not None:
-        truths["graded"] = Truth([[*rows] for rows in benchmark.gains], excluded, "graded", backward)
-    return truths
 
 
 def _graded(benchmark: Benchmark, ranks: Ranks) -> tuple[list[Tensor], list[list[float]]]:
@@ -215,39 +149,49 @@ def _graded(benchmark: Benchmark, ranks: Ranks) -> tuple[list[Tensor], list[list
     return places, gains
 
 
+def _per_query(
+    benchmark: Benchmark, ranks: dict[str, Ranks], graded: tuple[list[Tensor], list[list[float]]] | None
+) -> dict[str, Tensor]:
+    """R@K and the like of each query in percent, under the protocol's tie rule."""
+    protocol = benchmark.protocol
+    rank = ranks["best"].under(protocol.ties)
+    found = {
+        f"R@{k}": 100 * ((rank <= k).double() if graded is None else soft_recall(*graded, k))
+        for k in protocol.recall_at
+    }
+    if "subset" in ranks:
+        within = ranks["subset"].under(protocol.ties)
+        found |= {f"Rsubset@{k}": 100 * (within <= k).double() for k in protocol.subset_at}
+        if {"R@5", "Rsubset@1"} <= found.keys():
+            found["Avg"] = (found["R@5"] + found["Rsubset@1"]) / 2
+    return found
+
+
+def _precision_at(benchmark: Benchmark, ranks: Ranks, truth: Truth) -> dict[int, Tensor]:
+    """K -> AP@K of each query in percent."""
+    counts = [len(rows) for rows in truth.positives]
+    places = by_query(ranks.under(benchmark.protocol.ties), [min(count, truth.depth or count) for count in counts])
+    cuts = {*benchmark.protocol.map_at, *([10] if benchmark.groups else [])}
+    return {k: 100 * average_precision(places, k, counts) for k in cuts}
+
+
 def _metrics(
-    benchmark: Benchmark,
-    ranks: dict[str, Ranks],
-    asked: dict[str, Truth],
-    graded: tuple[list[Tensor], list[list[float]]] | None,
+    benchmark: Benchmark, best: Ranks, per_query: dict[str, Tensor], precision_at_10: Tensor | None
 ) -> dict[str, float]:
-    """R@K and the like in percent, under the protocol's tie rule."""
-    protocol, best = benchmark.protocol, ranks["best"]
+    """Means over the queries, median and mean rank, and mAP@10 of each group of queries."""
+    protocol = benchmark.protocol
     found = rank_metrics(best.pessimistic, best.ties, protocol.recall_at, protocol.ties)
+    if benchmark.gains is not None:
+        found = {key: value for key, value in found.items() if not key.startswith("R@")}
     metrics = {key: float(value) for key, value in found.items()}
     if protocol.hit == "class":
         classes = torch.tensor([label for (label,) in benchmark.positives])
         metrics["mean_per_class"] = mean_per_class(best.under(protocol.ties), classes)
-    if graded is not None:
-        metrics = {key: value for key, value in metrics.items() if not key.startswith("R@")}
-        metrics |= {f"R@{k}": soft_recall(*graded, k) for k in protocol.recall_at}
-    if "subset" in ranks:
-        within = ranks["subset"].under(protocol.ties)
-        metrics |= {f"Rsubset@{k}": 100 * float((within <= k).double().mean()) for k in protocol.subset_at}
-        if {"R@5", "Rsubset@1"} <= metrics.keys():
-            metrics["Avg"] = (metrics["R@5"] + metrics["Rsubset@1"]) / 2
-    return metrics | (_map_metrics(benchmark, ranks["each"], asked["each"]) if "each" in asked else {})
-
-
-def _map_metrics(benchmark: Benchmark, ranks: Ranks, truth: Truth) -> dict[str, float]:
-    """mAP@K, and mAP@10 of each group of queries."""
-    counts = [len(rows) for rows in truth.positives]
-    places = by_query(ranks.under(benchmark.protocol.ties), [min(count, truth.depth or count) for count in counts])
-    found = {f"mAP@{k}": mean_average_precision(places, k, counts) for k in benchmark.protocol.map_at}
-    for aspect, query_ids in (benchmark.groups or {}).items():
-        chosen = [places[query_id] for query_id in query_ids], 10, [counts[query_id] for query_id in query_ids]
-        found[f"mAP@10/{aspect}"] = mean_average_precision(*chosen)
-    return found
+    metrics |= {key: float(values.mean()) for key, values in per_query.items()}
+    if precision_at_10 is not None:
+        for aspect, query_ids in (benchmark.groups or {}).items():
+            metrics[f"mAP@10/{aspect}"] = float(precision_at_10[query_ids].mean())
+    return metrics
 
 
 def average_wordings(rows: Tensor, ids: Tensor) -> Tensor:

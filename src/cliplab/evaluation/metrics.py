@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -88,13 +89,8 @@ def average_precision(ranks: Sequence[Tensor], k: int, counts: Sequence[int] | N
     return torch.stack(values)
 
 
-def mean_average_precision(ranks: Sequence[Tensor], k: int, counts: Sequence[int] | None = None) -> float:
-    """mAP@k in percent; arguments as of average_precision."""
-    return 100 * float(average_precision(ranks, k, counts).mean())
-
-
-def soft_recall(ranks: Sequence[Tensor], gains: Sequence[Sequence[float]], k: int) -> float:
-    """Ranks of each query's graded rows and their gains -> mean of the best gain within the top k, in percent.
+def soft_recall(ranks: Sequence[Tensor], gains: Sequence[Sequence[float]], k: int) -> Tensor:
+    """Ranks of each query's graded rows and their gains -> the best gain within the top k, float64 [Q].
 
     Liu et al., 2021 (CIRPLANT). Where nothing or only a negative gain is found, a query gives 0.
     """
@@ -102,7 +98,7 @@ def soft_recall(ranks: Sequence[Tensor], gains: Sequence[Sequence[float]], k: in
         max([0.0, *(gain for rank, gain in zip(row.tolist(), given, strict=True) if rank <= k)])
         for row, given in zip(ranks, gains, strict=True)
     ]
-    return 100 * float(np.mean(best))
+    return torch.tensor(best, dtype=torch.float64)
 
 
 def full_grade_ranks(ranks: Sequence[Tensor], gains: Sequence[Sequence[float]]) -> Tensor:
@@ -144,19 +140,32 @@ def _has_mean(key: str) -> bool:
 
 
 def bootstrap_intervals(
-    ranks: Mapping[str, Tensor], recall_at: Sequence[int], seed: int = 0, samples: int = 10_000
+    per_query: Mapping[str, Mapping[str, Tensor]], seed: int = 0, samples: int = 10_000
 ) -> dict[str, list[float]]:
-    """95 % percentile intervals of `name/R@k` and `mean/R@k` over resampled queries, in percent.
+    """Benchmark -> metric -> percent of each query [Q] -> 95 % percentile intervals over resampled queries.
 
-    Resampling n queries with replacement makes the number of hits binomial with the observed rate: drawn directly.
+    By `name/R@k` and the like, and `mean/R@k`: queries are drawn within each benchmark.
     """
     generator = np.random.default_rng(seed)
     intervals: dict[str, list[float]] = {}
-    for k in recall_at if ranks else ():
+    for kind in next(iter(per_query.values()), {}):
         draws = []
-        for name, rank in ranks.items():
-            hits, count = int((rank <= k).sum()), len(rank)
-            draws.append(100 * generator.binomial(count, hits / count, samples) / count)
-            intervals[f"{name}/R@{k}"] = np.percentile(draws[-1], [2.5, 97.5]).round(4).tolist()
-        intervals[f"mean/R@{k}"] = np.percentile(np.mean(draws, axis=0), [2.5, 97.5]).round(4).tolist()
+        for name, values in per_query.items():
+            draws.append(resampled_means(values[kind].cpu().numpy(), generator, samples))
+            intervals[f"{name}/{kind}"] = np.percentile(draws[-1], [2.5, 97.5]).round(4).tolist()
+        intervals[f"mean/{kind}"] = np.percentile(np.mean(draws, axis=0), [2.5, 97.5]).round(4).tolist()
     return intervals
+
+
+def resampled_means(values: NDArray[np.float64], generator: np.random.Generator, samples: int) -> NDArray[np.float64]:
+    """Values [Q] -> means of samples of Q of them, drawn with replacement [samples].
+
+    To draw Q of Q values is to draw how often each distinct one comes: a multinomial; recalls have few of them.
+    """
+    distinct, counts = np.unique(values.round(9), return_counts=True)
+    distinct, shares = distinct[::-1], counts[::-1] / len(values)
+    means = []
+    for start in range(0, samples, step := max(1, 2**22 // len(distinct))):
+        drawn = generator.multinomial(len(values), shares, min(step, samples - start))
+        means.append(drawn @ distinct / len(values))
+    return np.concatenate(means).round(9)

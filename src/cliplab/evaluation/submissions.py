@@ -15,7 +15,8 @@ from typing import Any
 from cliplab.data import circo, cirr
 from cliplab.data.dataset import read_json
 from cliplab.errors import UserError
-from cliplab.evaluation.evaluator import SUBMITTED_IN_SUBSET, RankedBenchmark
+from cliplab.evaluation.evaluator import RankedBenchmark
+from cliplab.evaluation.truth import SUBMITTED_IN_SUBSET
 
 CIRR_KINDS = {"recall": 50, "recall_subset": SUBMITTED_IN_SUBSET}  # metric -> names per query
 CIRR_QUERIES = 4148

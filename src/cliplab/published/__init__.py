@@ -24,7 +24,10 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One published result in percent. `protocol` holds FIELDS (None = unknown) and `label`, the source's grouping."""
+    """One published result in percent, its metrics named as in results.json without the `test/`.
+
+    `protocol` holds FIELDS (None = unknown) and `label`, the source's grouping.
+    """
 
     benchmark: str
     split: str
@@ -99,4 +102,9 @@ def _read(benchmark: str) -> tuple[PublishedRow, ...]:
     if not file.is_file():
         return ()
     rows = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return tuple(PublishedRow(**row | {"protocol": dict.fromkeys(FIELDS) | row["protocol"]}) for row in rows)
+    for row in rows:  # the files of data sets with one benchmark leave its name out
+        row["metrics"] = {
+            f"{benchmark}/{k}" if k.partition("@")[0].isalpha() else k: v for k, v in row["metrics"].items()
+        }
+        row["protocol"] = dict.fromkeys(FIELDS) | row["protocol"]
+    return tuple(PublishedRow(**row) for row in rows)

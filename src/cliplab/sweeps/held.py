@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cliplab.benchmark import metric_names
 from cliplab.errors import UserError
@@ -23,7 +24,8 @@ from cliplab.results import read_results
 from cliplab.run import RunDirectory
 from cliplab.sweeps.identity import Identity, differences, identity_in
 
-Ranks = dict[str, tuple[list[str], np.ndarray]]  # benchmark -> names of the queries, ranks float64 [Q]
+Columns = dict[str, NDArray[np.float64]]  # "rank" and metrics in percent -> by query [Q]
+Ranks = dict[str, tuple[list[str], Columns]]  # benchmark -> names of the queries, columns of ranks/NAME.csv
 CONTENT = ("metrics", "config", "versions", "data", "protocol", "seconds")  # of a results.json
 
 
@@ -83,22 +85,32 @@ def read_ranks(directory: Path, content: Mapping[str, Any]) -> Ranks:
     """ranks/NAME.csv of every benchmark. Raises UserError where they are not those of the metrics."""
     ranks: Ranks = {}
     protocol = content["protocol"]
+    recalls = metric_names(protocol["recall_at"]) if protocol["target"] == "hard" else []
     for name, benchmark in content["data"]["benchmarks"].items():
         path = directory / "ranks" / f"{name}.csv"
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 lines = list(csv.DictReader(file))
-            ranks[name] = [line["query"] for line in lines], np.array([float(line["rank"]) for line in lines])
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            kinds = [key for key in lines[0] if key not in ("query", "ties")]
+            columns = {kind: np.array([float(line[kind]) for line in lines]) for kind in kinds}
+            ranks[name] = [line["query"] for line in lines], columns
+            told = {k: per_query(columns, k) for k in dict.fromkeys((*recalls, *kinds)) if k != "rank"}
+        except (OSError, LookupError, TypeError, ValueError) as error:
             raise UserError(f"can't read {path}: {error}") from error
         if len(lines) != benchmark["queries"]:
             raise UserError(f"{path} has {len(lines)} queries, results.json {benchmark['queries']}")
-        for kind in metric_names(protocol["recall_at"]) if protocol["target"] == "hard" else ():
-            recall = 100 * float((ranks[name][1] <= int(kind.partition("@")[2])).mean())
-            told = content["metrics"].get(f"test/{name}/{kind}")
-            if not isinstance(told, int | float) or abs(told - recall) > 1e-6:
-                raise UserError(f"{path} gives {kind} {recall:.4f}, results.json {told}")
+        for kind, values in told.items():
+            metric, mean = content["metrics"].get(f"test/{name}/{kind}"), float(values.mean())
+            if not isinstance(metric, int | float) or abs(metric - mean) > 1e-6:
+                raise UserError(f"{path} gives {kind} {mean:.4f}, results.json {metric}")
     return ranks
+
+
+def per_query(columns: Columns, kind: str) -> NDArray[np.float64]:
+    """A metric in percent by query [Q]: its own column, or R@K of the ranks. Raises KeyError for what neither tells."""
+    if kind in columns or not kind.removeprefix("R@").isdigit():
+        return columns[kind]
+    return np.where(columns["rank"] <= int(kind.removeprefix("R@")), 100.0, 0.0)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

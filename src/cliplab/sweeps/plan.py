@@ -76,7 +76,7 @@ def _row_runs(spec: Spec, label: str, changes: Changes, first: Mapping[str, Run]
     source = f"{spec.path}: {f'runs.{label}' if label in spec.runs else label}"
     evaluated = spec.is_evaluated(label)
     needs: dict[str, Run] = {}
-    checkpoint = _placed(spec.checkpoint, first, needs, f"{spec.path}: checkpoint") if evaluated else None
+    checkpoint = _placed(spec.checkpoint_of(label), first, needs, f"{spec.path}: checkpoint")
     layers = _base_layers(spec, first, needs)
     if checkpoint is not None:
         layers.append((checkpoint, {"model": _model_of(checkpoint, first)}))

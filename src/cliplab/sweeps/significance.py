@@ -1,7 +1,7 @@
 """Bootstrap over queries: intervals of a row, and whether it differs from another one (Efron & Tibshirani, 1993).
 
-A query counts with the mean of its hits over the seeds of a row. So both tell how far another sample of queries would
-move the numbers of these trained models; how far another training would move them is the ± over seeds.
+A query counts with the mean of its hits (or AP@K) over the seeds of a row. So both tell how far another sample of
+queries would move the numbers of these trained models; how far another training would is the ± over seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,32 +9,39 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cliplab.sweeps.held import Ranks
+from cliplab.evaluation.metrics import resampled_means
+from cliplab.sweeps.held import Columns, Ranks, per_query
 
 Hits = dict[str, NDArray[np.float64]]  # benchmark -> percent per query [Q]
 SAMPLES = 10_000
 
 
 def hits_of(metric: str, ranks: Sequence[Ranks], expected: Sequence[float]) -> Hits | None:
-    """A metric of results.json and the ranks of each seed -> percent per query, averaged over seeds.
+    """A metric of results.json and the columns of each seed -> percent per query, averaged over seeds.
 
-    None for a metric that is no recall of ranks (mAP, Rsubset, soft targets): then the mean over queries, and over the
-    benchmarks of a mean, is not `expected`, by seed.
+    None for a metric that is no mean over queries (a median rank, a mean over classes), or of some of them: then the
+    mean over queries, and over the benchmarks of a mean, is not `expected`, by seed.
     """
-    _, name, kind = [*metric.split("/"), "", ""][:3]
-    cuts = (10, 50) if (name, kind) == ("mean", "Avg") else (int(kind[2:]),) if kind.startswith("R@") else ()
+    _, name, kind = [*metric.split("/", 2), "", ""][:3]
     per_seed = []
     for own, value in zip(ranks, expected, strict=True):
         names = list(own) if name == "mean" else [name]
-        if not cuts or not names or any(each not in own for each in names):
+        try:
+            hits = {each: _percent(own[each][1], kind) for each in names}
+        except KeyError:
             return None
-        hits = {each: 100.0 * np.mean([own[each][1] <= k for k in cuts], axis=0) for each in names}
-        if abs(_mean(hits) - value) > 1e-6:
+        if not hits or abs(_mean(hits) - value) > 1e-6:
             return None
         per_seed.append(hits)
     if not per_seed or any(hits.keys() != per_seed[0].keys() for hits in per_seed):
         return None
     return {each: np.mean([hits[each] for hits in per_seed], axis=0) for each in per_seed[0]}
+
+
+def _percent(columns: Columns, kind: str) -> NDArray[np.float64]:
+    """By query [Q]; FashionIQ's Avg is the mean of R@10 and R@50."""
+    kinds = ("R@10", "R@50") if kind == "Avg" and kind not in columns else (kind,)
+    return np.mean([per_query(columns, each) for each in kinds], axis=0)
 
 
 def interval(hits: Hits, seed: int = 0) -> tuple[float, float]:
@@ -64,14 +71,6 @@ def _mean(hits: Mapping[str, NDArray[np.float64]]) -> float:
 
 
 def _resampled(hits: Hits, seed: int) -> NDArray[np.float64]:
-    """Means of SAMPLES samples of queries [SAMPLES], drawn within each benchmark.
-
-    To draw n of n queries is to draw how often each value comes: a multinomial, as a query has one of few values.
-    """
+    """Means of SAMPLES samples of queries [SAMPLES], drawn within each benchmark."""
     generator = np.random.default_rng(seed)
-    means = []
-    for values in hits.values():
-        distinct, counts = np.unique(values.round(9), return_counts=True)
-        drawn = generator.multinomial(len(values), counts / len(values), SAMPLES)
-        means.append((drawn @ distinct / len(values)).round(9))
-    return np.mean(means, axis=0)
+    return np.mean([resampled_means(values, generator, SAMPLES) for values in hits.values()], axis=0)

@@ -7,7 +7,7 @@ runs: {LABEL: {key: value}}         rows; {} is the base itself
 grid: {key: [values]}               every combination is a row, or, beside `runs`, every combination for each of them
 first: {NAME: {config: FILE, key: value}}    runs that come before the rows; `{NAME}` in a value is that run's directory
 evaluate: true | [LABELS]           rows that are measured and not trained
-checkpoint: "{NAME}"                what those measure; without it the weights of their config
+checkpoint: "{NAME}" | {LABEL: "{NAME}"}    what those measure; without it the weights of their config
 columns: {TITLE: metric}            metrics of results.json
 baseline: LABEL                     the row that others are compared with
 published: {LABEL: METHOD}          what is printed below a row, `METHOD` or `METHOD [BACKBONE]`
@@ -16,6 +16,7 @@ slurm: {timeout_min: 60, ...}       options of submitit
 """
 
 import itertools
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -49,7 +50,7 @@ class Spec:
     first: dict[str, Changes] = field(default_factory=dict)
     overrides: Changes = field(default_factory=dict)
     evaluate: bool | list[str] = False
-    checkpoint: str | None = None
+    checkpoint: str | dict[str, str] | None = None
     slurm: dict[str, Any] = field(default_factory=dict)
     jobs: int = 1
     output: Literal["terminal", "markdown", "latex", "csv", "html"] = "terminal"
@@ -66,6 +67,12 @@ class Spec:
         """Whether a row is measured and not trained."""
         return self.evaluate if isinstance(self.evaluate, bool) else label in self.evaluate
 
+    def checkpoint_of(self, label: str) -> str | None:
+        """What an evaluated row measures, as written; None = the weights of its config, or a row that trains."""
+        if not self.is_evaluated(label):
+            return None
+        return self.checkpoint.get(label) if isinstance(self.checkpoint, dict) else self.checkpoint
+
 
 def load_spec(path: str | Path, arguments: Sequence[str] = ()) -> Spec:
     """Read an experiment file and `key=value`: the keys above, or config keys for all runs. Raises UserError."""
@@ -74,10 +81,12 @@ def load_spec(path: str | Path, arguments: Sequence[str] = ()) -> Spec:
         there = ", ".join(str(file) for file in sorted(Path("experiments").glob("*.yaml"))) or "none"
         raise UserError(f"no experiment file {path}; experiments here: {there}")
     content = {str(key): value for key, value in read_yaml(path).items()}
-    options, typed = _typed(arguments)
-    for key, value in options.items():
-        old = content.get(key)
-        content[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    own = {item.name for item in fields(Spec)} - {"path", "typed"}
+    options = [argument for argument in arguments if re.split("[.=]", argument)[0] in own and "=" in argument]
+    typed = read_overrides([argument for argument in arguments if argument not in options])
+    _refuse_own_keys("command line", typed)
+    for option in options:
+        _set(content, option)
     _check_types(path, content)
     spec = Spec(path=path, typed=typed, **content)
     _check_content(spec)
@@ -111,27 +120,27 @@ def layers_of(changes: Mapping[str, Any], source: str) -> list[tuple[str, Change
     return layers
 
 
-def _typed(arguments: Sequence[str]) -> tuple[Changes, Changes]:
-    """The command line -> (options of the sweep, config keys)."""
-    own = {item.name for item in fields(Spec)} - {"path", "typed"}
-    options: Changes = {}
-    rest = []
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if not equals or key.partition(".")[0] not in own:
-            rest.append(argument)
-            continue
-        try:
-            given = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"can't read {argument}: {error}") from error
-        assert isinstance(given, dict)
-        for name, value in given.items():
-            old = options.get(str(name))
-            options[str(name)] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-    typed = read_overrides(rest)
-    _refuse_own_keys("command line", typed)
-    return options, typed
+def _set(content: dict[str, Any], option: str) -> None:
+    """One `key=value` of the command line: a key of the sweep, a key within it, or a config key of one of its rows."""
+    place = option.partition("=")[0]
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value{option[len(place) :]}"]))["value"]  # pyright: ignore
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"can't read {option}: {error}") from error
+    key, _, rest = place.partition(".")
+    table = content.get(key)
+    if not rest:
+        content[key] = {**table, **value} if isinstance(table, dict) and isinstance(value, dict) else value
+        return
+    content[key] = table = dict(table) if isinstance(table, dict) else {}
+    if key not in ("first", "runs"):
+        table[rest] = value
+        return
+    known = [label for label in map(str, table) if rest == label or rest.startswith(f"{label}.")]
+    label = max(known, key=len, default=rest.partition(".")[0])  # a label may have dots
+    changed = rest[len(label) + 1 :]
+    old = table.get(label)
+    table[label] = {**(old if isinstance(old, dict) else {}), changed: value} if changed else value
 
 
 def _check_types(path: Path, content: Mapping[str, Any]) -> None:
@@ -183,6 +192,7 @@ def _check_labels(spec: Spec) -> None:
     rows = rows_of(spec)
     named = {"baseline": [spec.baseline] if spec.baseline is not None else [], "published": list(spec.published)}
     named["evaluate"] = spec.evaluate if isinstance(spec.evaluate, list) else []
+    named["checkpoint"] = list(spec.checkpoint) if isinstance(spec.checkpoint, dict) else []
     for key, labels in named.items():
         for label in labels:
             if label not in rows:
@@ -194,7 +204,10 @@ def _check_labels(spec: Spec) -> None:
             raise UserError(
                 f"{spec.path}: '{label}' and '{other}' would share the folder {folder_name(label)}: rename one"
             )
-    if spec.checkpoint is not None and not any(spec.is_evaluated(label) for label in rows):
+    for label in spec.checkpoint if isinstance(spec.checkpoint, dict) else ():
+        if not spec.is_evaluated(label):
+            raise UserError(f"{spec.path}: checkpoint.{label} changes nothing: the row is not under `evaluate`")
+    if isinstance(spec.checkpoint, str) and not any(spec.is_evaluated(label) for label in rows):
         raise UserError(f"{spec.path}: checkpoint={spec.checkpoint} changes nothing: no row is under `evaluate`")
 
 

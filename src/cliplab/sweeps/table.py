@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cliplab.build import build_protocol
+from cliplab.build import build_dataset, build_protocol
 from cliplab.published import PublishedRow, differing_fields
 from cliplab.report import STAND_IN_NOTICE, published_metrics
 from cliplab.sweeps.held import Held, beside
@@ -57,8 +57,8 @@ class SweepTable:
 def make_table(plan: Plan, runner: Runner) -> SweepTable:
     """Collect what the runs of a plan have left."""
     done = {label: _done(runner, runs) for label, runs in plan.rows.items()}
-    split = next((held[0].results["protocol"]["split"] for held in done.values() if held), "?")
-    settings = {label: _setting(plan.rows[label][0], held, split) for label, held in done.items()}
+    protocols = {label: _protocol(plan.rows[label][0], held) for label, held in done.items()}
+    settings = {label: _setting(plan.rows[label][0], protocols[label]) for label in done}
     varying = [key for key in SETTING if len({s[key] for s in settings.values()}) > 1]
     base = done.get(plan.spec.baseline or "", [])
     rows: list[Row] = []
@@ -69,7 +69,7 @@ def make_table(plan: Plan, runner: Runner) -> SweepTable:
     with_published: list[Row] = []
     for row in best:
         with_published.append(row)
-        with_published += _published_rows(plan, row.label, done[row.label])
+        with_published += _published_rows(plan, row.label, done[row.label], protocols[row.label])
     title, notes = _title(plan, settings, varying), _notes(plan, runner, done)
     return SweepTable(title, list(plan.spec.columns), with_published, notes, varying)
 
@@ -78,9 +78,14 @@ def _done(runner: Runner, runs: Sequence[Run]) -> list[Held]:
     return [held for run in runs if not (held := runner.held[id(run)]).missing]
 
 
-def _setting(run: Run, held: Sequence[Held], split: str) -> dict[str, str]:
-    """Data set, split and protocol of a row; `split` is that of other rows, for one without results."""
-    protocol = held[0].results["protocol"] if held else {"name": build_protocol(run.config).name, "split": split}
+def _protocol(run: Run, held: Sequence[Held]) -> Mapping[str, Any]:
+    """The protocol with its split, as results.json has it; of a row without results, what it would be."""
+    if held:
+        return held[0].results["protocol"]
+    return {**build_protocol(run.config).as_dict(), "split": build_dataset(run.config).test_split}
+
+
+def _setting(run: Run, protocol: Mapping[str, Any]) -> dict[str, str]:
     return {"data": run.config.data.name, "split": protocol["split"], "protocol": protocol["name"]}
 
 
@@ -131,22 +136,21 @@ def _with_best(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
     return marked
 
 
-def _published_rows(plan: Plan, label: str, held: Sequence[Held]) -> list[Row]:
-    """The published rows below one of ours; without results of ours nothing says what could be compared."""
-    if not held or held[0].results["data"]["stand_in_images"]:
+def _published_rows(plan: Plan, label: str, held: Sequence[Held], protocol: Mapping[str, Any]) -> list[Row]:
+    """The published rows below one of ours; beside stand-in pictures nothing is comparable."""
+    if held and held[0].results["data"]["stand_in_images"]:
         return []
-    results = held[0].results
-    return [_published_row(plan, row, results) for row in plan.published.get(label, [])]
+    ours = list(held[0].results["metrics"]) if held else list(plan.spec.columns.values())
+    return [_published_row(plan, row, protocol, ours) for row in plan.published.get(label, [])]
 
 
-def _published_row(plan: Plan, row: PublishedRow, results: Mapping[str, Any]) -> Row:
-    protocol = results["protocol"]
+def _published_row(plan: Plan, row: PublishedRow, protocol: Mapping[str, Any], ours: Sequence[str]) -> Row:
     differing = [f"split={row.split}"] if row.split != protocol["split"] else []
     differing += [f"{name}={row.protocol[name]}" for name in differing_fields(row, protocol)]
     known = [name for name, value in row.protocol.items() if value is not None and name != "label"]
     if not known:
         differing.append("protocol unknown")
-    metrics = published_metrics(row, results["metrics"])
+    metrics = published_metrics(row, ours)
     cells = {title: Cell(metrics[key]) for title, key in plan.spec.columns.items() if key in metrics}
     note = f"published{f', {row.year}' if row.year else ''}, {row.confidence}"
     note += f"; another protocol: {', '.join(differing)}" if differing else ""
