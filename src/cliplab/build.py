@@ -152,7 +152,8 @@ def build_model(config: Config, stored: Mapping[str, Any] | None = None) -> tupl
     given = composer_inputs(clip, tokenizer_of(clip.architecture)) if part is not None else {}
     composer = build_part("composer", COMPOSERS, part, **given) if part is not None else None
     model = ComposedRetriever(clip, composer, preprocess.mean, preprocess.std, config.model.fixed_scale)
-    model.freeze(config.model.freeze)
+    # Nothing that no gradient reaches is trained: DDP would wait for it.
+    model.freeze([*config.model.freeze, *([] if "scale" in taken_by(config.loss["name"]) else ["temperature"])])
     model.set_chunk_size(config.model.chunk_size)
     return model, built_from
 

@@ -7,11 +7,12 @@ that stood there before are dropped.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cliplab.config_layers import PART, Part, check_keys, merge_layer, name_parts, set_parts, without_parts
@@ -171,6 +172,12 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"can't read the overrides {' '.join(overrides)}: {error}") from error
 
 
+@cache
+def _schema() -> DictConfig:
+    """Keys, types and defaults of Config: OmegaConf takes longer to read them than to merge into them."""
+    return OmegaConf.structured(Config)
+
+
 def merge_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
     """Merge (source, nested dict) layers over the defaults; later layers win. Raises UserError naming the source."""
     merged: dict[str, Any] = {}
@@ -178,7 +185,7 @@ def merge_config(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
         check_keys(layer, Config, source)
         merged = merge_layer(merged, layer, Config)
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Config), without_parts(merged, Config))
+        typed = OmegaConf.merge(_schema(), without_parts(merged, Config))  # merge copies what it merges into
         config = OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]

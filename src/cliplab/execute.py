@@ -14,8 +14,9 @@ from cliplab import build, charts, report
 from cliplab.config import Config
 from cliplab.data.dataset import RetrievalDataset
 from cliplab.evaluation.audit import SHARES, SOLVED, modality_audit
+from cliplab.evaluation.bootstrap import bootstrap_intervals
 from cliplab.evaluation.evaluator import RankedBenchmark
-from cliplab.evaluation.metrics import bootstrap_intervals, with_mean
+from cliplab.evaluation.metrics import with_mean
 from cliplab.evaluation.submissions import write_submission
 from cliplab.models.checkpoints.weights import load_strictly
 from cliplab.results import write_json, write_ranks, write_results

@@ -22,7 +22,7 @@ class RankedBenchmark:
 
     benchmark: Benchmark
     metrics: dict[str, float]
-    per_query: dict[str, Tensor]  # by metric that is a mean over queries: percent by query_id, float64 [Q]
+    per_query: dict[str, Tensor]  # by metric that is a mean over queries: percent by query_id, float64 [Q], on the CPU
     ranks: Ranks  # by query_id
     queries: Tensor  # unit, by query_id [Q, ...]
     gallery: Tensor  # unit [G, D]
@@ -133,6 +133,7 @@ def rank_benchmark(
         per_query = _per_query(direction, ranks, graded) | {f"mAP@{k}": precision[k] for k in direction.protocol.map_at}
         metrics = _metrics(direction, ranks["best"], per_query, precision.get(10))
         full_grade = full_grade_ranks(*graded) if graded is not None else None
+        per_query = {kind: values.cpu() for kind, values in per_query.items()}
         ranked = RankedBenchmark(direction, metrics, per_query, ranks["best"], *sides, scorer, full_grade)
         outcome[direction.name] = ranked
     return outcome

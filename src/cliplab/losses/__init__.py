@@ -1,10 +1,11 @@
-"""Losses by name: functions of (query [B, ...], target [B, D], scale) whose other parameters are their options.
+"""Losses by name: functions of (query [B, ...], target [B, D]) whose other parameters are their options.
 
-Beside these a loss may take, by name: `score`, how the model compares (a loss without it compares unit vectors alone);
-`target_id` [B], to count equal targets of a batch as positives (data.same_image=positives); `reference` [B, D], the
-unit features of the reference images; `negatives` [B, N, D], those of each query's mined negatives, None where the data
-set has none; `bias` [], the learned bias of the logits; `teacher_query`, `teacher_target` [B, D'] and `teacher_scale`
-[], what a teacher (the config's `teacher`) makes of the same batch.
+Beside these a loss may take, by name: `scale` [], what scores are multiplied by (a temperature that no loss takes is
+frozen); `score`, how the model compares (a loss without it compares unit vectors alone); `target_id` [B], to count
+equal targets of a batch as positives (data.same_image=positives); `reference` [B, D], the unit features of the
+reference images; `negatives` [B, N, D], those of each query's mined negatives, None where the data set has none; `bias`
+[], the learned bias of the logits; `teacher_query`, `teacher_target` [B, D'] and `teacher_scale` [], what a teacher
+(the config's `teacher`) makes of the same batch.
 
 To add one: its file in this folder, its line below.
 """

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cliplab.evaluation.metrics import resampled_means
+from cliplab.evaluation.bootstrap import resampled_means
 from cliplab.sweeps.held import Columns, Ranks, per_query
 
 Hits = dict[str, NDArray[np.float64]]  # benchmark -> percent per query [Q]

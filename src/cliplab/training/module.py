@@ -20,12 +20,12 @@ from cliplab.models.composers import Pair
 from cliplab.training.optim import ParameterGroup, adamw, decayed_by_layer, not_finite, parameter_groups, warmup_then
 from cliplab.training.teacher import Teacher
 
-Loss = Callable[..., Tensor]  # of query, target, scale and those of LOSS_INPUTS that it names
+Loss = Callable[..., Tensor]  # of query, target and those of LOSS_INPUTS that it names
 Outcome = dict[str, dict[str, RankedBenchmark]]  # way of composing ("" = the model's own) -> benchmark -> outcome
 
 
 class RetrievalModule(L.LightningModule):
-    """Trains with a loss of (query, target, scale, ...); evaluates the benchmarks of its data module.
+    """Trains with a loss of (query, target, ...); evaluates the benchmarks of its data module.
 
     What a lone checkpoint file is rebuilt from is put in with `save_hyperparameters` by build.py.
     """
@@ -56,10 +56,11 @@ class RetrievalModule(L.LightningModule):
 
     def _given(self, pairs: list[Pair], batch: dict[str, Any]) -> list[dict[str, Tensor | None]]:
         """Per pair what a loss may take of LOSS_INPUTS beside its vectors."""
-        shared: dict[str, Any] = {"score": self.model.score, "bias": self.model.clip.logit_bias}
+        model = self.model
+        shared: dict[str, Any] = {"scale": model.scale, "score": model.score, "bias": model.clip.logit_bias}
         forward: dict[str, Any] = {}
         if "negatives" in self.loss_inputs and "negatives" in batch:
-            forward["negatives"] = self.model.encode_negatives(batch["negatives"])
+            forward["negatives"] = model.encode_negatives(batch["negatives"])
         taught = self.teacher.outputs(batch, len(pairs)) if self.teacher is not None else [{}] * len(pairs)
         found = []
         for pair, outputs in zip(pairs, taught, strict=True):
@@ -72,7 +73,7 @@ class RetrievalModule(L.LightningModule):
     def _loss_of(self, pair: Pair, given: dict[str, Tensor | None]) -> Tensor:
         """With those of LOSS_INPUTS that it takes."""
         wanted = {name: value for name, value in given.items() if name in self.loss_inputs}
-        return self.loss(pair.query, pair.target, self.model.scale, **wanted)
+        return self.loss(pair.query, pair.target, **wanted)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Each step draws from a seed of its own, so that a resumed run repeats the uninterrupted one."""

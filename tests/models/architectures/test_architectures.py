@@ -11,7 +11,7 @@ from cliplab.models.architectures import architecture_names, read_architecture
 from cliplab.models.clip import build_clip
 from tests.oracles import open_clip_model
 
-OWN = ("ALIGN-base", "ViT-tiny-8-64")
+OWN = ("ALIGN-base", "RN-tiny-64", "ViT-tiny-8-64", "timm-resnet10t-64")
 
 
 def test_names_are_ours_and_open_clips() -> None:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +53,23 @@ def test_a_run_is_trained_saved_and_evaluated_again(name: str, tiny_config: Path
         assert bool(stored["model.composer.layers.0.gates"].any())
     else:
         assert again["metrics"] != again["baselines"]["text_only"], "the composer is asked"
+
+
+def test_lincir_is_trained_by_two_processes(tiny_config: Path, tmp_path: Path) -> None:
+    """Its loss has no scale: DDP would stop at a temperature that waits for a gradient."""
+    given = ["model.composer=lincir", FROZEN, "loss=mse", "data.categories=[dress]", "data.batch_size=8"]
+    given += [
+        "trainer.devices=2",
+        "trainer.max_epochs=2",
+        "trainer.log_every_n_steps=1",
+        f"output_dir={tmp_path}",
+        "name=two",
+    ]
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(tiny_config), *given]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr[-2000:]
+    loss = [*read_curves(tmp_path / "two" / "metrics.csv").loss.values()]
+    assert loss[-1] < loss[0]
 
 
 def test_every_composer_beyond_the_first_six_is_here() -> None:
