@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from cliplab.errors import UserError
+from cliplab.sweeps.held import read_ranks
 from tests.data.cir_files import make_circo, make_cirr
 from tests.image_folders import make_image_folder
 from tests.test_train import main_of
+
+MAP = {"mAP@5", "mAP@10", "mAP@25", "mAP@50"}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,8 @@ def test_soft_targets_are_audited_by_those_of_the_full_grade(run, tmp_path, caps
     audit = json.loads((folder / "audit.json").read_text())
     assert audit["percent"] == results_of(folder)["audit"] and list(audit["percent"]) == ["cirr", "mean"]
     assert audit["solved"].startswith("a target of grade 1 is among the first K")
+    _, columns = read_ranks(folder, results_of(folder))["cirr"]
+    assert "R@1" in columns and results_of(folder)["metrics"]["test/cirr/R@1"] == pytest.approx(columns["R@1"].mean())
     shares = audit["percent"]["cirr"]["R@50"]  # of a gallery of 8
     assert (shares["image_only"], shares["either"], shares["unsolved"]) == (100, 100, 0)
     assert "solved at K: a target of grade 1" in " ".join(capsys.readouterr().out.split())
@@ -115,6 +120,10 @@ def test_composed_benchmarks_are_measured_on_val_and_predicted_on_test(name, run
     metrics = results_of(folder)["metrics"]
     wanted = {"R@1", "Rsubset@3", "Avg"} if name == "cirr" else {"R@5", "mAP@5", "mAP@10/addition"}
     assert {f"test/{name}/{kind}" for kind in wanted} <= metrics.keys()
+    _, columns = read_ranks(folder, results_of(folder))[name]  # raises where a column is not what its metric is
+    assert columns.keys() == {"rank", *({"Rsubset@1", "Rsubset@2", "Rsubset@3", "Avg"} if name == "cirr" else MAP)}
+    low, high = results_of(folder)["intervals"][f"test/{name}/{'Avg' if name == 'cirr' else 'mAP@5'}"]
+    assert low <= metrics[f"test/{name}/{'Avg' if name == 'cirr' else 'mAP@5'}"] <= high
     main_of("eval")([*given, "data.split=test"])
     found = results_of(folder)
     assert found["metrics"] == {} and found["protocol"]["split"] == "test"

@@ -10,8 +10,16 @@ from torch import nn
 
 from cliplab.benchmark import make_protocol
 from cliplab.evaluation.audit import SHARES
-from cliplab.published import PublishedRow
-from cliplab.report import STAND_IN_NOTICE, audit_table, console, parts_table, results_table, title_of
+from cliplab.published import PublishedRow, load_published
+from cliplab.report import (
+    STAND_IN_NOTICE,
+    audit_table,
+    console,
+    parts_table,
+    published_metrics,
+    results_table,
+    title_of,
+)
 from cliplab.training.optim import ParameterGroup
 
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -198,6 +206,18 @@ def test_brackets_of_a_published_row_are_text_and_no_markup(monkeypatch: pytest.
 def test_brackets_of_our_own_name_are_text_too() -> None:
     """A model without a composer goes by its architecture, which may be a path."""
     assert "towers/[small].json" in text_of(results_table(results("wardrobe"), "towers/[small].json"))
+
+
+def test_averages_of_published_rows_are_computed_from_their_cells() -> None:
+    (cirr,) = (row for row in load_published("cirr") if row.method == "Slerp")
+    found = published_metrics(cirr, ["test/cirr/R@5", "test/cirr/Avg"])
+    assert found["test/cirr/Avg"] == (found["test/cirr/R@5"] + found["test/cirr/Rsubset@1"]) / 2
+    (fashion,) = (row for row in load_published("fashioniq") if row.method == "sum")
+    columns = [f"test/{name}/R@{k}" for name in (*CATEGORIES, "mean") for k in (10, 50)]
+    means = {k: sum(fashion.metrics[f"{name}/R@{k}"] for name in CATEGORIES) / 3 for k in (10, 50)}
+    found = published_metrics(fashion, columns)
+    assert found["test/mean/R@10"] == pytest.approx(means[10])
+    assert found["test/mean/Avg"] == pytest.approx((means[10] + means[50]) / 2)
 
 
 # audit_table

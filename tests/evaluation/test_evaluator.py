@@ -10,15 +10,9 @@ from torch import Tensor, nn
 
 from cliplab.benchmark import PROTOCOLS, Benchmark, Protocol
 from cliplab.data.dataset import GALLERY_FEATURES, QUERY_FEATURES
-from cliplab.errors import UserError
-from cliplab.evaluation.evaluator import (
-    Evaluator,
-    RankedBenchmark,
-    average_wordings,
-    excluded_rows,
-    rank_benchmark,
-)
+from cliplab.evaluation.evaluator import Evaluator, RankedBenchmark, average_wordings, rank_benchmark
 from cliplab.evaluation.scoring import CosineScorer, JointScorer
+from cliplab.evaluation.truth import excluded_rows
 from tests.evaluation.plain import integers, precision_at, ranking
 from tests.processes import in_processes
 
@@ -412,36 +406,6 @@ def test_the_tie_rule_holds_for_all_of_them(ties: str, value: float) -> None:
         "dress"
     ]
     assert (soft.metrics["R@1"] == 0) == (value == 0)
-
-
-@pytest.mark.parametrize("field", ["positives", "relevant", "subsets", "gains"])
-def test_an_empty_truth_is_an_error_that_names_the_query(field: str) -> None:
-    benchmark = make_composed(soft=True)
-    rows = list(getattr(benchmark, field))
-    rows[3] = type(rows[3])()
-    with pytest.raises(UserError, match=f"benchmark 'dress': no {field} for query 'query 3'; leave"):
-        Evaluator(replace(benchmark, **{field: rows}))
-    rows[4] = type(rows[4])()
-    with pytest.raises(UserError, match=f"no {field} for query 'query 3' and 1 more"):
-        Evaluator(replace(benchmark, **{field: rows}))
-
-
-def test_an_empty_truth_of_the_transpose_is_named_too() -> None:
-    benchmark = make_composed()
-    assert benchmark.transpose is not None
-    other = replace(benchmark.transpose, positives=[*benchmark.transpose.positives[:-1], []])
-    with pytest.raises(UserError, match="benchmark 'i2t': no positives for query 'picture 8'"):
-        Evaluator(replace(benchmark, transpose=other))
-
-
-def test_what_the_protocol_asks_and_the_benchmark_lacks() -> None:
-    with pytest.raises(UserError, match="'dress' has no subsets, but its protocol has subset_at"):
-        Evaluator(replace(make_composed(), subsets=None))
-    with pytest.raises(UserError, match="no query carries the aspect 'negation'"):
-        Evaluator(replace(make_composed(), groups={"addition": [1], "negation": []}))
-    only_reference = [[5], *RELEVANT[1:]]  # query 0 asks with row 5, which its protocol keeps out
-    with pytest.raises(UserError, match="no relevant for query 'query 0'"):
-        Evaluator(replace(make_composed(), relevant=only_reference))
 
 
 def test_positives_are_what_is_relevant_where_nothing_else_is_said() -> None:

@@ -1,3 +1,5 @@
+from inspect import signature
+
 import pytest
 import torch
 from torch import nn
@@ -6,8 +8,9 @@ from cliplab.errors import UserError
 from cliplab.losses import LOSSES
 from cliplab.models.chunks import check_chunks, encode_in_chunks
 from cliplab.models.clip import CLIP
-from cliplab.models.composed import ComposedRetriever
+from cliplab.models.composed import ComposedRetriever, composer_inputs
 from cliplab.models.composers import COMPOSERS
+from tests.models.composers.text_towers import make_words
 
 VISION = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
@@ -67,7 +70,7 @@ def test_dropout_is_replayed() -> None:
     torch.manual_seed(0)
     tower = nn.Sequential(nn.Linear(5, 4, bias=False), nn.Dropout(0.5))
     inputs = torch.rand(9, 5) + 0.1
-    outputs = encode_in_chunks(tower, inputs, 2)
+    outputs = encode_in_chunks(tower, inputs, size=2)
     torch.rand(3)  # others draw in between
     outputs.sum().backward()
     kept = (outputs != 0).float() / 0.5
@@ -75,9 +78,44 @@ def test_dropout_is_replayed() -> None:
     assert 0 < kept.mean() < 2
 
 
+@pytest.mark.parametrize("name", ["cross_attention", "bidirectional", "pic2word", "lincir"])
+def test_composers_read_texts_in_chunks_too(name: str) -> None:
+    words = make_words()
+    torch.manual_seed(0)
+    clip = CLIP(8, VISION, {**TEXT, "context_length": 12, "vocab_size": 92})
+    given = {key: v for key, v in composer_inputs(clip, words).items() if key in signature(COMPOSERS[name]).parameters}
+    options = {"latents": 3, "heads": 2} if name == "cross_attention" else {}
+    model = ComposedRetriever(clip, COMPOSERS[name](**given, **options), (0.5,) * 3, (0.5,) * 3).double().eval()
+    with torch.no_grad():  # closed gates would hide what is behind them
+        for parameter in model.composer.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    batch = make_batch(5)
+    batch["query"]["text"] = words.batch("is long", "red", "blue and striped", "", "red is blue")
+    sizes: list[int] = []
+    clip.transformer.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+
+    def step() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        torch.manual_seed(3)  # LinCIR's noise
+        pairs = model.training_pairs(batch["query"], batch["target"])
+        loss = sum(pair.weight * LOSSES["mse"](pair.query, pair.target) for pair in pairs)
+        model.zero_grad()
+        loss.backward()
+        return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    loss, expected = step()
+    sizes.clear()
+    model.set_chunk_size(2)
+    chunked, found = step()
+    torch.testing.assert_close(chunked, loss)
+    assert expected.keys() == found.keys() and any(n.startswith("composer.") for n in found)
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], msg=key)
+    assert name == "cross_attention" or (max(sizes) == 2 and len(sizes) >= 6)
+
+
 def test_several_outputs() -> None:
     inputs = torch.rand(5, 3, requires_grad=True)
-    one, two = encode_in_chunks(lambda part: (part * 2, part[:, None] + 1), inputs, 2)
+    one, two = encode_in_chunks(lambda part: (part * 2, part[:, None] + 1), inputs, size=2)
     assert torch.equal(one, inputs * 2) and torch.equal(two, inputs[:, None] + 1)
 
 

@@ -154,6 +154,16 @@ def test_published_rows_stand_below_theirs_and_name_what_differs(swept, given, k
     assert found.cells["dress R@10"].mean == 20 and found.cells["R@10"].mean == pytest.approx(20)
 
 
+def test_published_rows_stand_below_a_row_that_waits(swept):
+    plan, runner = swept
+    for run in plan.rows["tirg"]:
+        runner.held[id(run)] = Held("not run yet")
+    plan = Plan(plan.spec, plan.first, plan.rows, {"tirg": [published(gallery="original_split")]})
+    table = make_table(plan, runner)
+    assert not row(table, "tirg").cells and row(table, "tirg").setting == row(table, "image").setting
+    assert row(table, "M [B]").kind == "published" and row(table, "M [B]").cells["dress R@10"].mean == 20
+
+
 def test_nothing_published_stands_beside_stand_ins(swept):
     plan, runner = with_results(swept, "tirg", lambda results: results["data"].update(stand_in_images=True))
     plan = Plan(plan.spec, plan.first, plan.rows, {"tirg": [published(gallery="original_split")]})

@@ -9,6 +9,7 @@ to evaluate: hold some lines out as val.jsonl, whose gallery is all images that 
 """
 
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,10 +177,10 @@ class Triplets(RetrievalDataset):
 def read_triplets(path: Path) -> list[Triplet]:
     """The triplets of a file of JSON lines; empty lines are skipped. Raises UserError naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open(encoding="utf-8", newline="\n") as lines:
+            return [_triplet(f"{path}: line {n}", line) for n, line in enumerate(lines, 1) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"can't read {path}: {error}") from error
-    return [_triplet(f"{path}: line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _triplet(where: str, line: str) -> Triplet:
@@ -201,7 +202,8 @@ def _triplet(where: str, line: str) -> Triplet:
     )
     if not lists_of_strings or not any(text.strip() for text in texts):
         raise UserError(f"{where}: q_img and t_img must be paths, q_text one text or more, and hns a list of paths")
-    reference, target = row["q_img"], row["t_img"]
+    # A path stands in many lines: it is kept once.
+    reference, target, *mined = (sys.intern(name) for name in (row["q_img"], row["t_img"], *mined))
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in (reference, target, *mined)):
         raise UserError(f"{where}: the paths of images must lie below the image folder (data.images)")
     negatives = tuple(name for name in dict.fromkeys(mined) if name not in (reference, target))

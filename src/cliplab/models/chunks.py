@@ -15,14 +15,15 @@ from torch.utils.checkpoint import checkpoint
 from cliplab.errors import UserError
 
 
-def encode_in_chunks(encode: Callable[[Tensor], Any], inputs: Tensor, size: int | None) -> Any:
-    """encode(inputs [B, ...]), a tensor or several, in chunks of `size` where gradients are computed.
+def encode_in_chunks(encode: Callable[..., Any], *inputs: Tensor, size: int | None) -> Any:
+    """encode(*inputs), each [B, ...], a tensor or several, in chunks of `size` rows where gradients are computed.
 
     Dropout is replayed.
     """
-    if size is None or len(inputs) <= size or not torch.is_grad_enabled():
-        return encode(inputs)
-    parts = [checkpoint(encode, part, use_reentrant=False) for part in inputs.split(size)]
+    if size is None or len(inputs[0]) <= size or not torch.is_grad_enabled():
+        return encode(*inputs)
+    chunks = zip(*(each.split(size) for each in inputs), strict=True)
+    parts = [checkpoint(encode, *chunk, use_reentrant=False) for chunk in chunks]
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)
     return tuple(torch.cat(of_all) for of_all in zip(*parts, strict=True))

@@ -141,7 +141,7 @@ class ComposedRetriever(nn.Module):
     def _in_chunks(self, images: Tensor, encode: Callable[[Tensor], Any] | None = None) -> Any:
         """Uint8 images [B, 3, H, W] -> features [B, D], or what `encode` makes of normalised images."""
         encode = encode or self.clip.encode_image
-        return encode_in_chunks(lambda part: encode(self.normalize(part)), images, self.chunk_size)
+        return encode_in_chunks(lambda part: encode(self.normalize(part)), images, size=self.chunk_size)
 
     def _texts(self, text: Tensor) -> Tensor:
         """Ids [B, L] -> features [B, D]; equal ones are encoded once."""
@@ -189,6 +189,8 @@ class ComposedRetriever(nn.Module):
         check_chunks([self.train().clip], size)  # what stays in evaluation mode then, does so in training
         self.train(mode)
         self.chunk_size = size
+        if self.composer is not None:
+            self.composer.chunk_size = size
 
     def freeze(self, parts: Iterable[str]) -> None:
         """Stop the gradients of `parts`, which then stay in evaluation mode; a fixed scale freezes the temperature."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cliplab.errors import UserError
+from cliplab.models.chunks import encode_in_chunks
 from cliplab.models.composers.combiner import Combiner
 from cliplab.models.composers.composer import Composer, Pair, unit
 from cliplab.models.composers.sum import Sum
@@ -64,8 +65,12 @@ class Bidirectional(Composer):
 
     def directed(self, text_tower: TextTower, ids: Tensor, direction: int) -> Tensor:
         """Ids [B, L] -> the features [B, D] of the texts with a direction's token behind their words."""
+
+        def features(ids: Tensor) -> Tensor:
+            embeddings = text_tower.embed(ids)
+            places = torch.arange(ids.shape[1], device=ids.device) == self.frame.ends(ids)[:, None] - 1
+            token = self.directions[direction].to(embeddings.dtype)
+            return text_tower.features(torch.where(places[..., None], token, embeddings), ids)
+
         ids = self.frame.around(ids, self.stand_in[:0], self.stand_in)
-        embeddings = text_tower.embed(ids)
-        places = torch.arange(ids.shape[1], device=ids.device) == self.frame.ends(ids)[:, None] - 1
-        token = self.directions[direction].to(embeddings.dtype)
-        return text_tower.features(torch.where(places[..., None], token, embeddings), ids)
+        return encode_in_chunks(features, ids, size=self.chunk_size)

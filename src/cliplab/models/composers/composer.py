@@ -41,6 +41,7 @@ class Composer(nn.Module):
     output: ClassVar[Output] = "vector"
     learns_from: ClassVar[Lesson] = "triplets"
     losses: ClassVar[frozenset[str] | None] = None
+    chunk_size: int | None = None  # rows that a composer takes through the text tower at a time, as the model says
 
     def compose(self, reference: Tensor, text: Tensor, **extra: Any) -> Tensor:
         """Un-normalised features [B, D] of image and text -> unit query [B, D] (or [B, P, D] with output `score`)."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cliplab.errors import UserError
 from cliplab.models.attention import attend
+from cliplab.models.chunks import encode_in_chunks
 from cliplab.models.composers.composer import Composer, unit
 from cliplab.models.text_transformer import CLIPTextTower
 from cliplab.models.transformer import LayerNorm
@@ -54,13 +55,17 @@ class CrossAttention(Composer):
         ends = tower.ends(ids) if tower.text_causal else None
         if ends is not None:  # what follows the longest text is seen by none of its tokens
             ids = ids[:, : int(ends.max()) + 1]
-        latents = self.resampler(extra["image_tokens"])
 
-        def look(block: int, x: Tensor) -> Tensor:
-            return x if (block + 1) % self.every else self.layers[block // self.every](x, latents)
+        def read(ids: Tensor, image_tokens: Tensor) -> Tensor:
+            latents = self.resampler(image_tokens)
 
-        x = tower.transformer.forward_between(tower.with_positions(tower.embed(ids)), look, tower.text_causal)
-        return unit(tower.pool(tower.ln_final(x), ids))
+            def look(block: int, x: Tensor) -> Tensor:
+                return x if (block + 1) % self.every else self.layers[block // self.every](x, latents)
+
+            x = tower.transformer.forward_between(tower.with_positions(tower.embed(ids)), look, tower.text_causal)
+            return unit(tower.pool(tower.ln_final(x), ids))
+
+        return encode_in_chunks(read, ids, extra["image_tokens"], size=self.chunk_size)
 
 
 class Resampler(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cliplab.errors import UserError
+from cliplab.models.chunks import encode_in_chunks
 from cliplab.models.composers.composer import Composer, unit
 from cliplab.models.text_frame import TextFrame, Tokenize
 from cliplab.models.text_transformer import TextTower
@@ -47,9 +48,13 @@ class PseudoWord(Composer):
 
     def read(self, text_tower: TextTower, ids: Tensor, words: Tensor) -> Tensor:
         """Ids [B, L] and what stands for their placeholders [B, W] -> the tower's features [B, D], not unit length."""
-        embeddings = text_tower.embed(ids)
-        places = torch.isin(ids, self.placeholders)[..., None]
-        return text_tower.features(torch.where(places, words[:, None].to(embeddings.dtype), embeddings), ids)
+
+        def features(ids: Tensor, words: Tensor) -> Tensor:
+            embeddings = text_tower.embed(ids)
+            places = torch.isin(ids, self.placeholders)[..., None]
+            return text_tower.features(torch.where(places, words[:, None].to(embeddings.dtype), embeddings), ids)
+
+        return encode_in_chunks(features, ids, words, size=self.chunk_size)
 
 
 def single_words(words: tuple[str, ...], frame: TextFrame, tokenizer: Tokenize) -> Tensor:
