@@ -69,7 +69,7 @@ def test_title_and_notes_say_what_was_measured(swept):
     table = make_table(*swept)
     assert table.title == "rows: data wardrobe, split val, protocol clip4cir, seeds 0, 1 (recalls in %)"
     assert table.varying == [] and any(note.startswith("† differs from image: p < 0.05") for note in table.notes)
-    assert not any("different commits" in note for note in table.notes)
+    assert not any("different commits" in note or "not compared" in note for note in table.notes)
 
 
 def with_results(swept, label, change):
@@ -99,8 +99,10 @@ def test_other_queries_are_not_paired(swept):
         held = runner.held[id(run)]
         ranks = {name: ([f"x{q}" for q in names], found) for name, (names, found) in held.ranks.items()}
         runner.held[id(run)] = Held("", held.results, ranks)
-    cell = row(make_table(plan, runner), "tirg").cells["R@10"]
+    table = make_table(plan, runner)
+    cell = row(table, "tirg").cells["R@10"]
     assert cell.p is None and cell.low is not None
+    assert "not compared with image, as their queries are others: combiner, tirg" in table.notes
 
 
 def test_commits_and_stand_ins_are_told(swept):

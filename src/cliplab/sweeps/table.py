@@ -70,7 +70,7 @@ def make_table(plan: Plan, runner: Runner) -> SweepTable:
     for row in best:
         with_published.append(row)
         with_published += _published_rows(plan, row.label, done[row.label], protocols[row.label])
-    title, notes = _title(plan, settings, varying), _notes(plan, runner, done)
+    title, notes = _title(plan, settings, varying), _notes(plan, runner, done, best)
     return SweepTable(title, list(plan.spec.columns), with_published, notes, varying)
 
 
@@ -164,24 +164,32 @@ def _title(plan: Plan, settings: Mapping[str, Mapping[str, str]], varying: Seque
     return f"{plan.spec.name}: {', '.join([*fixed, f'seeds {seeds}'])} (recalls in %)"
 
 
-def _notes(plan: Plan, runner: Runner, done: Mapping[str, Sequence[Held]]) -> list[str]:
+def _notes(plan: Plan, runner: Runner, done: Mapping[str, Sequence[Held]], rows: Sequence[Row]) -> list[str]:
     notes = ["± is the standard deviation over seeds; brackets: 95 % bootstrap interval of the mean, over queries"]
     if plan.spec.baseline is not None:
         notes.append(
             f"† differs from {plan.spec.baseline}: p < {ALPHA} in a paired bootstrap over queries, hits averaged over "
             "seeds; not corrected for the number of comparisons"
         )
+        others = [row.label for row in rows if row.label != plan.spec.baseline and _is_unpaired(row)]
+        if others and done[plan.spec.baseline]:
+            notes.append(f"not compared with {plan.spec.baseline}, as their queries are others: {', '.join(others)}")
     finished = _done(runner, list(plan.first.values()))
-    rows = [held for each in done.values() for held in each]
-    total = sum(held.results["seconds"].get("fit", 0.0) for held in [*finished, *rows])
+    results = [held for each in done.values() for held in each]
+    total = sum(held.results["seconds"].get("fit", 0.0) for held in [*finished, *results])
     for name, run in plan.first.items():
         held = runner.held[id(run)]
         spent = f"{held.results['seconds'].get('fit', 0.0):.0f} s" if not held.missing else _state(runner, run)
         notes.append(f"{name}, once before the rows: {spent}")
     notes.append(f"training of all runs together: {total:.0f} s; of a continued run, the part since it was continued")
-    commits = sorted({str(held.results.get("commit")) for held in rows})
+    commits = sorted({str(held.results.get("commit")) for held in results})
     if len(commits) > 1:
         notes.append(f"the rows were run at different commits of the code: {', '.join(commits)}")
-    if any(held.results["data"]["stand_in_images"] for held in rows):
+    if any(held.results["data"]["stand_in_images"] for held in results):
         notes.append(STAND_IN_NOTICE)
     return notes
+
+
+def _is_unpaired(row: Row) -> bool:
+    """Whether a row has intervals and no p."""
+    return any(cell.low is not None for cell in row.cells.values()) and all(c.p is None for c in row.cells.values())
