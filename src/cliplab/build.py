@@ -7,7 +7,7 @@ go into importing lightning.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -42,10 +42,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check(config: Config, train: bool = True, from_checkpoint: bool = False) -> RetrievalDataset:
+def check(
+    config: Config, train: bool = True, from_checkpoint: bool = False, to_come: Collection[str] = ()
+) -> RetrievalDataset:
     """Names, options, files: everything that can be wrong before a weight is loaded. Returns the checked data set.
 
     `from_checkpoint`: the towers come from a checkpoint of ours, which needs nothing that they were once built from.
+    `to_come`: directories of runs that will be there when this one starts, as a sweep knows; they are not looked into.
     """
     check_parts(config)
     protocol = build_protocol(config)
@@ -62,11 +65,15 @@ def check(config: Config, train: bool = True, from_checkpoint: bool = False) -> 
     if train:
         check_lesson(config, protocol, COMPOSERS)
         check_monitor(config, dataset.benchmarks(protocol, "val"), protocol)
-    if not from_checkpoint:
+    if not from_checkpoint and not _is_in(to_come, config.model.arch, config.model.weights):
         check_source(config.model.arch, config.model.weights)
-    if train:
+    if train and not _is_in(to_come, config.teacher.arch):
         check_teacher(config)
     return dataset
+
+
+def _is_in(folders: Collection[str], *names: str | None) -> bool:
+    return any(Path(name).is_relative_to(folder) for name in names if name is not None for folder in folders)
 
 
 def check_parts(config: Config) -> None:

@@ -119,6 +119,22 @@ def test_one_checkpoint_is_measured_under_several_protocols(tiny_config, tmp_pat
     assert changed.started == swept.started, "the checkpoint is another one, though no row has a learning rate"
 
 
+def test_a_run_before_teaches_one_row_and_is_measured_by_another(tiny_config, tmp_path):
+    path = tmp_path / "taught.yaml"
+    path.write_text(
+        f"config: {tiny_config}\noverrides: {{trainer.max_steps: 3}}\nfirst: {{teacher: {{trainer.max_steps: 3}}}}\n"
+        "runs: {taught: {loss: distillation, teacher.arch: '{teacher}'}, itself: {}, untrained: {}}\n"
+        "evaluate: [itself, untrained]\ncheckpoint: {itself: '{teacher}'}\ncolumns: {R@10: test/mean/R@10}\n"
+    )
+    swept = sweep_here(path, f"output_dir={tmp_path / 'out'}")
+    assert swept.started == [f"{label}, seed 0" for label in ("teacher", "taught", "itself", "untrained")]
+    assert not swept.runner.failures
+    assert swept.metrics["itself, seed 0"] == swept.metrics["teacher, seed 0"] != swept.metrics["untrained, seed 0"]
+    assert sweep_here(path, f"output_dir={tmp_path / 'out'}").started == []
+    with pytest.raises(UserError, match="^taught: teacher.arch=nowhere: composed queries are taught by a run"):
+        sweep_here(path, f"output_dir={tmp_path / 'out'}", "runs.taught.teacher.arch=nowhere")
+
+
 def test_what_needs_a_failed_run_fails_with_its_log_and_the_others_go_on(staged, tmp_path):
     stage = tmp_path / "out" / "staged" / "stage" / "seed-0"
     stage.mkdir(parents=True)

@@ -89,7 +89,8 @@ class Runner:
                 continue
             seen.append((run.label, run.evaluated))
             try:
-                dataset = build.check(run.config, not run.evaluated, bool(run.needs) or run.checkpoint is not None)
+                to_come = [str(need.directory) for need in run.needs if self.held[id(need)].missing]
+                dataset = build.check(run.config, not run.evaluated, run.checkpoint is not None, to_come)
             except UserError as error:
                 raise UserError(f"{run.label}: {error}") from error
             if run in self.plan.first.values():
