@@ -61,7 +61,7 @@ def test_an_architecture_with_weights_teaches_single_queries(tiny_config: Path, 
     given = ["model.composer=null", "data.name=wardrobe_captions", "loss={name: distillation, weight: 2}"]
     config = load_config(tiny_config, [*given, f"teacher.arch={arch}", f"teacher.weights={file}"])
     check_teacher(config)
-    teacher = build_teacher(config, TINY)
+    teacher = build_teacher(config, TINY, build.build_model)
     stored = torch.load(file, weights_only=True)
     assert torch.equal(teacher.model.clip.visual.proj, stored["visual.proj"]) and teacher.model.composer is None
 
@@ -78,7 +78,7 @@ def test_another_image_size_or_tokenizer_is_refused(tiny_config, tmp_path, chang
     given = ["model.composer=null", "data.name=wardrobe_captions", "loss=distillation"]
     config = load_config(tiny_config, [*given, f"teacher.arch={arch}", f"teacher.weights={file}"])
     with pytest.raises(UserError, match=said):
-        build_teacher(config, TINY)
+        build_teacher(config, TINY, build.build_model)
 
 
 def test_mistakes_name_the_key(tiny_config: Path, taught: Path, tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_mistakes_name_the_key(tiny_config: Path, taught: Path, tmp_path: Path) 
         check_teacher(both)
     captions = ["model.composer=null", "data.name=wardrobe_captions", "loss=distillation"]
     with pytest.raises(UserError, match=r"teacher.arch=.*arch.json has no weights: set teacher.weights"):
-        build_teacher(load_config(tiny_config, [*captions, f"teacher.arch={arch}"]), TINY)
+        build_teacher(load_config(tiny_config, [*captions, f"teacher.arch={arch}"]), TINY, build.build_model)
     with pytest.raises(UserError, match=r"teacher.arch=.*taught has a composer that gives a vector"):
-        build_teacher(load_config(tiny_config, [*captions, f"teacher.arch={taught}"]), TINY)
+        build_teacher(load_config(tiny_config, [*captions, f"teacher.arch={taught}"]), TINY, build.build_model)
 
 
 def test_the_features_of_a_student_are_not_given_to_its_teacher(tiny_config: Path, taught: Path) -> None:

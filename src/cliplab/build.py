@@ -234,5 +234,5 @@ def build_module(
     module = RetrievalModule(model, loss, config.optim, config.seed, same_image(config) == "positives")
     module.save_hyperparameters(hparams, logger=False)
     if train and config.teacher.arch is not None:
-        module.teacher = build_teacher(config, built_from.architecture)
+        module.teacher = build_teacher(config, built_from.architecture, build_model)
     return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from cliplab.models.composed import ComposedRetriever
     from cliplab.training.teacher import Teacher
 
+ModelBuilder = Callable[
+    [Config, Mapping[str, Any]], "tuple[ComposedRetriever, Any]"
+]  # (config, what a run was built from)
 # Of an architecture's text_cfg: what token ids depend on.
 _TOKENIZER = (
     "context_length",
@@ -40,14 +44,15 @@ def check_teacher(config: Config) -> None:
     check_source(teacher.arch, teacher.weights)
 
 
-def build_teacher(config: Config, student: dict[str, Any]) -> Teacher:
-    """The teacher with its weights. `student`: the architecture that learns from it.
+def build_teacher(config: Config, student: dict[str, Any], build_model: ModelBuilder) -> Teacher:
+    """The teacher with its weights. `student`: the architecture that learns from it; `build_model` builds a run's.
 
     Raises UserError for another image size, tokenizer or task than the student's.
     """
     from cliplab.training.teacher import Teacher
 
-    model = _of_run(config) if is_run(Path(str(config.teacher.arch))) else _of_source(config)
+    is_of_run = is_run(Path(str(config.teacher.arch)))
+    model = _of_run(config, build_model) if is_of_run else _of_source(config)
     theirs = model.clip.architecture
     pairs = {
         "image size": [each["vision_cfg"].get("image_size", 224) for each in (theirs, student)],
@@ -69,9 +74,7 @@ def build_teacher(config: Config, student: dict[str, Any]) -> Teacher:
     return Teacher(model)
 
 
-def _of_run(config: Config) -> ComposedRetriever:
-    from cliplab.build import build_model  # which itself asks for the teacher
-
+def _of_run(config: Config, build_model: ModelBuilder) -> ComposedRetriever:
     path = checkpoint_of(str(config.teacher.arch))
     own, stored = config_of(path, None, [])
     model, _ = build_model(own, stored["hyper_parameters"]["built_from"])
