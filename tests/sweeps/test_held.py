@@ -68,7 +68,7 @@ DAMAGES = {
     "a section": (lambda d: edit(d / "results.json", lambda c: c.pop("protocol")), "has no protocol"),
     "a section's type": (lambda d: edit(d / "results.json", lambda c: c.update(data=[])), "has no data"),
     "a config": (lambda d: edit(d / "results.json", lambda c: c["config"]["optim"].update(lr=3)), "optim.lr"),
-    "a config's key": (lambda d: edit(d / "results.json", lambda c: c["config"].update(x=3)), "unknown key 'x'"),
+    "a config's key": (lambda d: edit(d / "results.json", lambda c: c["config"].update(x=3)), "results.json differs in x"),
     "versions": (lambda d: edit(d / "results.json", lambda c: c["versions"].update(torch="1")), "versions.torch"),
     "no benchmarks": (lambda d: edit(d / "results.json", lambda c: c["data"].pop("benchmarks")), "benchmarks"),
     "no ranks": (lambda d: (d / "ranks" / "shirt.csv").unlink(), "shirt.csv"),

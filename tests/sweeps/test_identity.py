@@ -1,9 +1,10 @@
+import json
 from dataclasses import asdict
 
 import pytest
 
+from cliplab.build import build_protocol
 from cliplab.config import load_config
-from cliplab.errors import UserError
 from cliplab.sweeps import identity
 from cliplab.sweeps.identity import Here, differences, digest, identity_in, identity_of, numbers_of
 from tests.conftest import ROOT
@@ -58,18 +59,34 @@ def test_data_and_packages_count_and_python_itself_does_not():
     assert differences(of(), of(evaluated=True))[0] == "data.batch_size"
 
 
+def told_by(*overrides):
+    """What a results.json of such a run holds."""
+    config = load_config(QUICKSTART, overrides)
+    protocol = {**build_protocol(config).as_dict(), "split": "val"}
+    content = {"config": asdict(config), "protocol": protocol, "versions": VERSIONS, "data": {"manifest_hash": "d"}}
+    return json.loads(json.dumps(content))
+
+
 def test_results_tell_the_identity_of_their_run():
-    config = load_config(QUICKSTART, ["optim.lr=1e-3", "data.protocol.recall_at=[1,5]"])
-    content = {"config": asdict(config), "versions": VERSIONS, "data": {"manifest_hash": "d"}}
-    assert differences(identity_in(content, False), identity_of(config, False, "d", VERSIONS)) == []
+    overrides = ["optim.lr=1e-3", "data.protocol.recall_at=[1,5]"]
+    content = told_by(*overrides)
+    assert differences(identity_in(content, False), of(*overrides)) == []
     content["config"]["optim"]["lrr"] = 1
-    with pytest.raises(UserError, match="optim.lrr"):
-        identity_in(content, False)
+    content["protocol"]["ties"] = "mean"
+    content["config"]["model"]["composer"]["name"] = "tirg"
+    assert differences(identity_in(content, False), of(*overrides)) == [
+        *("data.protocol.ties", "model.composer.name", "optim.lrr")
+    ]
 
 
-def test_results_of_an_earlier_version_lack_keys_that_have_defaults_now():
-    content = {"config": asdict(load_config(QUICKSTART)), "versions": VERSIONS, "data": {"manifest_hash": "d"}}
-    del content["config"]["data"]["image_backend"]
+@pytest.mark.parametrize("key", ["data.image_backend", "model.lora", "trainer.weight_averaging", "teacher"])
+def test_results_of_an_earlier_version_lack_keys_that_have_defaults_now(key):
+    content = told_by()
+    *sections, last = key.split(".")
+    node = content["config"]
+    for section in sections:
+        node = node[section]
+    del node[last]
     assert differences(identity_in(content, False), of()) == []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cliplab import results
 from cliplab.build import build_dataset, build_protocol
-from cliplab.config import Config, merge_config
+from cliplab.config import Config
 from cliplab.run import FREE_KEYS, flat
 
 Identity = dict[str, Any]  # flat: `optim.lr`, `versions.torch`, `data`, `first.NAME`
@@ -29,24 +29,38 @@ def numbers_of(config: Config, evaluated: bool) -> Identity:
 
     Of one that is evaluated alone, those of the training don't. Raises UserError for an unknown protocol.
     """
-    content = asdict(config)
-    content["data"]["protocol"] = build_protocol(config).as_dict()
+    return _numbers(asdict(config), build_protocol(config).as_dict(), evaluated)
+
+
+def identity_of(config: Config, evaluated: bool, data_hash: str, versions: Mapping[str, str]) -> Identity:
+    """Config, data and versions of a run that is asked for."""
+    return _complete(numbers_of(config, evaluated), evaluated, data_hash, versions)
+
+
+def identity_in(content: Mapping[str, Any], evaluated: bool) -> Identity:
+    """The identity that a results.json tells; keys that its version had not yet have their defaults.
+
+    Raises KeyError, TypeError or AttributeError where it tells none.
+    """
+    protocol = {key: value for key, value in content["protocol"].items() if key != "split"}
+    told = _numbers(content["config"], protocol, evaluated)
+    for key, value in numbers_of(Config(), evaluated).items():
+        if key not in told and not any(_is_below(known, (key,)) for known in told):
+            told[key] = value
+    return _complete(told, evaluated, content["data"]["manifest_hash"], content["versions"])
+
+
+def _numbers(config: Mapping[str, Any], protocol: Mapping[str, Any], evaluated: bool) -> Identity:
+    content = {**config, "data": {**config["data"], "protocol": protocol}}
     found = {key: value for key, value in flat(content).items() if key not in IDLE_KEYS}
     if evaluated:
         found = {key: value for key, value in found.items() if not _is_below(key, _TRAINING)}
     return json.loads(json.dumps(found))  # as it is read back: tuples are lists
 
 
-def identity_of(config: Config, evaluated: bool, data_hash: str, versions: Mapping[str, str]) -> Identity:
-    """Config, data and versions of a run that is asked for, or of one that has been done."""
+def _complete(numbers: Identity, evaluated: bool, data_hash: str, versions: Mapping[str, str]) -> Identity:
     packages = {f"versions.{name}": version for name, version in versions.items() if name != "python"}
-    return {**numbers_of(config, evaluated), "evaluated": evaluated, "data": data_hash, **packages}
-
-
-def identity_in(content: Mapping[str, Any], evaluated: bool) -> Identity:
-    """The identity that a results.json tells. Raises UserError or KeyError where it tells none."""
-    config = merge_config([("results.json", content["config"])])
-    return identity_of(config, evaluated, content["data"]["manifest_hash"], content["versions"])
+    return {**numbers, "evaluated": evaluated, "data": data_hash, **packages}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from cliplab.errors import UserError
 from cliplab.published import PublishedRow, load_published
 from cliplab.registry import closest, lookup
 from cliplab.run import checkpoint_of, read_checkpoint, run_directory
-from cliplab.sweeps.identity import differences, numbers_of
+from cliplab.sweeps.identity import digest, numbers_of
 from cliplab.sweeps.spec import Changes, Spec, folder_name, layers_of, rows_of
 
 _PLACE = re.compile(r"\{(\w+)\}")  # {NAME} in a value
@@ -136,14 +136,18 @@ def _require_change(spec: Spec, rows: Mapping[str, Sequence[Run]], first: Mappin
 
     A grid may well hold the value of the base.
     """
-    seen: dict[str, Run] = {}
+    seen: dict[str, str] = {}  # by what a run is: its label
+    bases: dict[tuple[bool, str | None], str] = {}  # by how a row is measured: what the base is
     for label, (run, *_) in rows.items():
-        twin = next((other for other, earlier in seen.items() if _is_same(earlier, run)), None)
-        if twin is not None:
+        found = _digest(run)
+        twin = seen.setdefault(found, label)
+        if twin != label:
             raise UserError(f"{spec.path}: the rows '{twin}' and '{label}' are the same run: change or remove one")
-        seen[label] = run
         changes = {} if spec.grid else spec.runs[label]
-        if changes and _is_same(_row_runs(spec, label, {}, first)[0], run):
+        measured = spec.is_evaluated(label), spec.checkpoint_of(label)
+        if changes and measured not in bases:
+            bases[measured] = _digest(_row_runs(spec, label, {}, first)[0])
+        if changes and found == bases[measured]:
             shown = ", ".join(f"{key}={value}" for key, value in changes.items())
             raise UserError(
                 f"{spec.path}: the row '{label}' changes nothing: the base has {shown} already; write "
@@ -151,10 +155,9 @@ def _require_change(spec: Spec, rows: Mapping[str, Sequence[Run]], first: Mappin
             )
 
 
-def _is_same(one: Run, other: Run) -> bool:
-    if (one.evaluated, one.checkpoint) != (other.evaluated, other.checkpoint):
-        return False
-    return not differences(numbers_of(one.config, one.evaluated), numbers_of(other.config, other.evaluated))
+def _digest(run: Run) -> str:
+    numbers = numbers_of(run.config, run.evaluated)
+    return digest({"numbers": numbers, "evaluated": run.evaluated, "checkpoint": run.checkpoint})
 
 
 def _published(spec: Spec, rows: Mapping[str, Sequence[Run]], label: str) -> list[PublishedRow]:
