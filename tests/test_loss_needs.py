@@ -12,7 +12,7 @@ CAPTIONS = ["model.composer=null", "data.name=wardrobe_captions"]
 def test_what_a_loss_takes() -> None:
     assert taken_by("info_nce") == {"query", "target", "scale", "score", "symmetric", "target_id"}
     for name in LOSSES:
-        assert {"query", "target", "scale"} <= taken_by(name)
+        assert {"query", "target"} <= taken_by(name)
         assert (taken_by(name) & set(LOSS_INPUTS)) < set(LOSS_INPUTS)
 
 
@@ -38,6 +38,12 @@ def test_most_losses_serve_both_tasks(tiny_config, name, given) -> None:
 def test_mistakes_name_the_loss(tiny_config, given, said) -> None:
     with pytest.raises(UserError, match=said):
         build.check_parts(load_config(tiny_config, given))
+
+
+def test_a_loss_of_vectors_refuses_a_composer_that_scores(tiny_config) -> None:
+    for loss in ("mse", "soft_triplet"):
+        with pytest.raises(UserError, match=f"loss '{loss}' compares vectors, and the composer artemis scores jointly"):
+            check_loss(load_config(tiny_config, ["model.composer=artemis", f"loss={loss}"]))
 
 
 def test_a_composer_without_references_gives_none(tiny_config, monkeypatch) -> None:

@@ -79,7 +79,7 @@ def build_part(kind: str, registry: Registry, part: Mapping[str, Any], **given: 
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML or JSON value fits an annotation of a part's parameter (plain types, Literal, unions, lists)."""
+    """Whether a YAML or JSON value fits the annotation of a parameter (plain types, Literal, unions, lists, dicts)."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -95,4 +95,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin in (list, tuple):
         return isinstance(value, list | tuple) and all(fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            fits(key, arguments[0]) and fits(item, arguments[1]) for key, item in value.items()
+        )
     return isinstance(value, origin or hint)

@@ -123,11 +123,15 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, child in node.items() for key, value in flat(child, f"{prefix}{name}.").items()}
 
 
-def move_aside(path: Path) -> None:
-    """Rename a run directory, or its results, after the time it was last written; refuse what is no run."""
+def move_aside(path: Path, is_ours: bool = False) -> None:
+    """Rename a run directory, or its results, after the time it was last written.
+
+    Raises UserError for a folder that is no run, unless the caller knows that it was one.
+    """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if path.is_dir() and not any((path / name).exists() for name in ("config.yaml", "checkpoints", "results.json")):
+    known = any((path / name).exists() for name in ("config.yaml", "checkpoints", "results.json"))
+    if path.is_dir() and not known and not is_ours:
         raise UserError(f"{path} holds files but no run (no config.yaml): choose another name= or output_dir=")
     written = max(item.stat().st_mtime for item in (path.rglob("*") if path.is_dir() else [path]))
     stamp = datetime.fromtimestamp(written).strftime("%Y-%m-%d_%H-%M-%S")
@@ -143,12 +147,13 @@ def move_aside(path: Path) -> None:
 def checkpoint_of(path: str | Path) -> Path:
     """A run directory -> its best checkpoint (else its last); a file -> itself. Raises UserError."""
     path = Path(path)
-    if path.is_file():
-        return path
     run = RunDirectory(path)
-    for checkpoint in (run.best, run.last):
-        if checkpoint.is_file():
-            return checkpoint
+    try:
+        for checkpoint in (path, run.best, run.last):
+            if checkpoint.is_file():
+                return checkpoint
+    except OSError as error:  # a name that no file system takes
+        raise UserError(f"{path} is neither a checkpoint nor a run directory: {error.strerror}") from error
     runs = ", ".join(sorted({str(p.parents[1]) for p in path.parent.glob("*/checkpoints/*.ckpt")})) or "none"
     raise UserError(f"{path} is neither a checkpoint nor a run directory with checkpoints/; runs beside it: {runs}")
 

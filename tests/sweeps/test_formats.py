@@ -45,7 +45,7 @@ def test_markdown():
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     assert cells[0] == ["", "A", "B_x", "seeds", "fit s"] and set(cells[1]) == {"---", "---:"}
     body = cells[2:]
-    assert [row[0] for row in body][:2] == ["sum \\| 50 %", "tirg <x> & {y}"]
+    assert [row[0] for row in body][:2] == ["sum \\| 50 %", "tirg &lt;x> & {y}"]
     assert body[2][0] == "lost_row (seed 0 FAILED: runs/x/seed-0.log: error: out of memory)"
     assert body[1][1] == f"**{BEST}** [45.0, 55.0]"
     assert all(cell.startswith("*") and cell.endswith("*") for cell in body[4] if cell)
@@ -115,7 +115,7 @@ def test_latex():
     assert [
         [unescaped(cell) for cell in re.split(r"(?<!\\)&", line.removesuffix(r" \\"))][1:] for line in body
     ] == NUMBERS
-    assert body[1].startswith(r"tirg $<$x$>$ \& \{y\} & ") and r"\textbf{50.12 $\pm$ 1.50$^{\dagger}$}" in body[1]
+    assert body[1].startswith(r"{}tirg $<$x$>$ \& \{y\} & ") and r"\textbf{50.12 $\pm$ 1.50$^{\dagger}$}" in body[1]
     assert r"lost\_row" in body[2] and body[4].count(r"\textcolor{gray}") == 2 and r"gallery=val\_split" in body[4]
     assert not re.search(r"(?<!\\)[_%#]", text.split("\n", 1)[1])
     for opened in ("table", "tabular"):
@@ -129,6 +129,14 @@ def test_latex_compiles(tmp_path):
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_label_is_text_in_any_format():
+    """A bracket or a star behind LaTeX's line end would be its argument; a tag in Markdown would be a tag."""
+    odd = SweepTable("t", ["A"], [Row(label, "ours", {"A": Cell(1.0)}) for label in ("a", "[b]", "* <i>x")], [], [])
+    rows = [line for line in shown("latex", odd).splitlines() if line.endswith(r"\\") and "1.00" in line]
+    assert [row[:3] for row in rows] == ["{}a", "{}[", "{}*"]
+    assert "| \\* &lt;i>x |" in shown("markdown", odd)
 
 
 def test_terminal():

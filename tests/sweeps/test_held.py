@@ -60,6 +60,10 @@ def metric(content):
     content["metrics"]["test/dress/R@10"] += 5
 
 
+def told(key, value):
+    return lambda content: content["metrics"].update({key: value})
+
+
 DAMAGES = {
     "cut results": (lambda d: (d / "results.json").write_text((d / "results.json").read_text()[:500]), "can't read"),
     "empty results": (lambda d: (d / "results.json").write_text("{}"), "no results.json of schema"),
@@ -68,10 +72,23 @@ DAMAGES = {
     "a section": (lambda d: edit(d / "results.json", lambda c: c.pop("protocol")), "has no protocol"),
     "a section's type": (lambda d: edit(d / "results.json", lambda c: c.update(data=[])), "has no data"),
     "a config": (lambda d: edit(d / "results.json", lambda c: c["config"]["optim"].update(lr=3)), "optim.lr"),
-    "a config's key": (lambda d: edit(d / "results.json", lambda c: c["config"].update(x=3)), "results.json differs in x"),
+    "a config's key": (
+        lambda d: edit(d / "results.json", lambda c: c["config"].update(x=3)),
+        "results.json differs in x",
+    ),
     "versions": (lambda d: edit(d / "results.json", lambda c: c["versions"].update(torch="1")), "versions.torch"),
     "no benchmarks": (lambda d: edit(d / "results.json", lambda c: c["data"].pop("benchmarks")), "benchmarks"),
-    "no ranks": (lambda d: (d / "ranks" / "shirt.csv").unlink(), "shirt.csv"),
+    "a mean": (lambda d: edit(d / "results.json", told("test/mean/R@10", 7)), "gives mean R@10"),
+    "no number": (lambda d: edit(d / "results.json", told("test/dress/R@10", float("nan"))), "R@10 is nan"),
+    "null": (lambda d: edit(d / "results.json", told("test/mean/R@10", None)), "test/mean/R@10 is None"),
+    "words": (lambda d: edit(d / "results.json", told("test/mean/R@50", "x")), "test/mean/R@50 is 'x'"),
+    "seconds": (lambda d: edit(d / "results.json", lambda c: c["seconds"].update(fit=[1])), "seconds.fit is [1]"),
+    "protocol": (lambda d: edit(d / "results.json", lambda c: c["protocol"].update(name="x")), "data.protocol.name"),
+    "split": (lambda d: edit(d / "results.json", lambda c: c["protocol"].pop("split")), "does not tell protocol.split"),
+    "stand-ins": (lambda d: edit(d / "results.json", lambda c: c["data"].pop("stand_in_images")), "stand_in_images"),
+    "a benchmark": (lambda d: edit(d / "results.json", lambda c: c["data"]["benchmarks"].pop("dress")), "ranks holds"),
+    "none": (lambda d: edit(d / "results.json", lambda c: c["data"].update(benchmarks={})), "results.json none"),
+    "no ranks": (lambda d: (d / "ranks" / "shirt.csv").unlink(), "ranks holds dress, toptee"),
     "cut ranks": (lambda d: (d / "ranks/dress.csv").write_text("query,rank,ties\na,1,0\n"), "dress.csv has 1 queries"),
     "words for ranks": (lambda d: (d / "ranks/dress.csv").write_text("query,rank,ties\na,x,0\n"), "dress.csv"),
     "other ranks": (lambda d: (d / "ranks/dress.csv").write_text("a,b\n1,2\n"), "dress.csv"),

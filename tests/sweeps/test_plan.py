@@ -88,6 +88,19 @@ checkpoint: {a: "{words}", b: "{other}"}
     assert rows["c"].evaluated and rows["c"].needs == () and not rows["d"].evaluated
 
 
+def test_a_file_of_a_first_run_brings_its_model_and_what_is_typed_wins(plan):
+    text = "first: {words: {model.composer: tirg}}\nruns: {a: {}}\nevaluate: true\noverrides: {model.composer: film}"
+    (row,) = plan(f"{text}\ncheckpoint: '{{words}}/checkpoints/last.ckpt'", "model.attention=eager").rows["a"]
+    assert row.config.model.composer == {"name": "tirg"} and row.config.model.attention == "eager"
+    assert row.checkpoint.endswith("words/seed-0/checkpoints/last.ckpt")
+
+
+def test_a_long_label_is_a_folder_that_file_systems_take(plan):
+    long = ["x" * 300 + end for end in "ab"]
+    folders = [plan(f"runs: {{{label}: {{}}}}").rows[label][0].directory.parent.name for label in long]
+    assert all(len(name) <= 150 and name.startswith("xxx") for name in folders) and len(set(folders)) == 2
+
+
 def test_a_protocol_s_prompt_is_no_place(plan):
     found = plan('first: {s: {}}\nruns: {a: {data.protocol: {name: clip4cir, prompt: "a photo of {}"}}}')
     assert found.rows["a"][0].config.data.protocol["prompt"] == "a photo of {}"
@@ -104,14 +117,17 @@ def test_a_protocol_s_prompt_is_no_place(plan):
         ("first: {x: {model.arch: '{y}'}, y: {}}\nruns: {a: {}}", "there is no `first` run before it"),
         ("runs: {a: {}, b: {}}", "the rows 'a' and 'b' are the same run"),
         ("runs: {a: {optim.lr: 1}, b: {optim: {lr: 1.0}}}", "the rows 'a' and 'b' are the same run"),
-        ("runs: {a: {data.num_workers: 3}}", "'a' changes nothing: the base has data.num_workers=3 already"),
+        ("runs: {a: {data.num_workers: 3}}", "'a' changes nothing: data.num_workers=3 changes no number"),
         ("runs: {a: {model.composer.dropout: 0.1}}", "'a' changes nothing"),
         ("runs: {a: {data.protocol: clip4cir}}", "'a' changes nothing"),
         ("evaluate: true\nruns: {a: {}, b: {optim.lr: 1}}", "the rows 'a' and 'b' are the same run"),
         ("runs: {a: {}}\npublished: {a: TIRG}", "nothing is published for data.name=wardrobe"),
         ("overrides: {data.name: fashioniq}\nruns: {a: {}}\npublished: {a: SERLE}", "did you mean 'SEARLE'"),
         ("overrides: {data.name: fashioniq}\nruns: {a: {}}\npublished: {a: 'SEARLE [ViT]'}", "did you mean 'SEARLE ["),
-        ("runs: {'..': {}}", "a run's name must be a folder"),
+        ("runs: {'..': {}}", "'..' can't be a label"),
+        ("runs: {'': {}, '.': {}}", "'' can't be a label"),
+        ("runs: {a: {data.protocol: nonsense}}", "exp.yaml: runs.a: unknown protocol"),
+        ("first: {s: {data.name: wardorbe}}\nruns: {a: {}}", "exp.yaml: first.s: unknown data set"),
     ],
 )  # fmt: skip
 def test_bad_rows_are_told_before_anything_runs(plan, text, said):

@@ -1,6 +1,7 @@
 """What is run again, in which order, and what becomes of failures and interruptions."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -8,11 +9,14 @@ import pytest
 from cliplab import results
 from cliplab.errors import UserError
 from cliplab.report import console
+from cliplab.run import checkpoint_of
 from cliplab.sweeps.held import beside
 from cliplab.sweeps.local import Local
 from cliplab.sweeps.plan import make_plan
 from cliplab.sweeps.runner import Runner, executor_of, failure_of
 from cliplab.sweeps.spec import load_spec
+from tests.conftest import TINY
+from tests.data.cir_files import make_cirr
 from tests.sweeps.conftest import ALL, InProcess, sweep_here
 
 STAGES = """
@@ -117,6 +121,51 @@ def test_one_checkpoint_is_measured_under_several_protocols(tiny_config, tmp_pat
     assert sweep_here(path, f"output_dir={tmp_path / 'out'}").started == []
     changed = sweep_here(path, f"output_dir={tmp_path / 'out'}", "optim.lr=5e-3")
     assert changed.started == swept.started, "the checkpoint is another one, though no row has a learning rate"
+
+
+def test_another_file_behind_a_name_is_another_model(tiny_config, tmp_path):
+    arch = tmp_path / "tower.json"
+    arch.write_text(json.dumps(TINY))
+    path = tmp_path / "named.yaml"
+    path.write_text(
+        f"config: {tiny_config}\noverrides: {{model.arch: {arch}, trainer.max_steps: 2}}\nruns: {{image: {{}}}}\n"
+        "columns: {R@10: test/mean/R@10}\n"
+    )
+    given = path, f"output_dir={tmp_path / 'out'}"
+    assert sweep_here(*given).started == ["image, seed 0"] and sweep_here(*given).started == []
+    arch.write_text(json.dumps({**TINY, "embed_dim": 8}))
+    assert sweep_here(*given).started == ["image, seed 0"]
+    run = tmp_path / "out" / "named" / "image" / "seed-0"
+    measured = tmp_path / "measured.yaml"
+    measured.write_text(path.read_text().replace(str(arch), str(run)).replace("columns", "evaluate: true\ncolumns"))
+    again = measured, f"output_dir={tmp_path / 'out'}"
+    assert sweep_here(*again).started == ["image, seed 0"] and sweep_here(*again).started == []
+    os.utime(checkpoint_of(run), (1, 1))
+    assert sweep_here(*again).started == ["image, seed 0"]
+
+
+def test_targets_of_a_test_server_are_told_before_anything_runs(tiny_config, tmp_path):
+    path = tmp_path / "blind.yaml"
+    path.write_text(
+        f"config: {tiny_config}\noverrides: {{data.name: cirr, data.root: {make_cirr(tmp_path / 'data')}, "
+        "data.split: test, model.composer: sum}\nruns: {sum: {}}\nevaluate: true\ncolumns: {R@1: test/cirr/R@1}\n"
+    )
+    with pytest.raises(UserError, match="blind.yaml: sum: the targets of data.name=cirr data.split=test are known to"):
+        sweep_here(path, f"output_dir={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_that_is_a_folder_fails_its_row_alone(tiny_config, tmp_path):
+    path = tmp_path / "logs.yaml"
+    path.write_text(
+        f"config: {tiny_config}\noverrides: {{trainer.max_steps: 2}}\nruns: {{one: {{}}}}\nevaluate: true\n"
+        "columns: {R@10: test/mean/R@10}\n"
+    )
+    plan = make_plan(load_spec(path, [f"output_dir={tmp_path / 'out'}"]))
+    beside(plan.runs[0].directory, "log").mkdir(parents=True)
+    runner = Runner(plan, console(stderr=True))
+    runner.run(Local(1))
+    assert "can't be started: [Errno 21]" in runner.failures[id(plan.runs[0])]
 
 
 def test_a_run_before_teaches_one_row_and_is_measured_by_another(tiny_config, tmp_path):

@@ -85,6 +85,11 @@ def test_a_part_with_options_and_keys_that_end_alike_have_whole_labels(spec):
         ("runs: {a: {}, b: {}}\nevaluate: [a]\ncheckpoint: {b: x}", "checkpoint.b changes nothing"),
         ("runs: {a: {}}\nevaluate: true\ncheckpoint: [x]", "'checkpoint' must be"),
         ("runs: {a: {name: x}}", "the sweep sets name"),
+        ("runs: {a: {on: 2}}", "exp.yaml: runs.a: put the name True in quotes"),
+        ("runs: {a: {}}\nfirst: {s: {config: 5}}", "first.s.config must be a file, got 5"),
+        ("runs: {a: {}}\npublished: {a: 5}", "published.a must be a published method, got 5"),
+        ("runs: {a: {}}\nevaluate: true\ncheckpoint: {1: x}", "checkpoint: put the name 1 in quotes"),
+        ("runs: {a: {}}\nevaluate: true\ncheckpoint: {a: 5}", "'checkpoint' must be"),
     ],
 )  # fmt: skip
 def test_bad_input_names_the_key(spec, text, said):
@@ -103,6 +108,12 @@ def test_one_key_of_a_row_or_of_what_comes_first_can_be_typed(spec):
     )
     assert (found.overrides, found.grid) == ({"data.pad": "target"}, {"optim.lr": [1, 2]})
     assert found.slurm == {"timeout_min": 9} and found.runs["a"] == {"optim.lr": 4}
+
+
+@pytest.mark.parametrize("typed", ["runs.abd.optim.lr=1", "first.stgae.optim.lr=1"])
+def test_a_typed_key_of_a_row_that_is_not_there_is_refused(spec, typed):
+    with pytest.raises(UserError, match="did you mean '(abc|stage)'"):
+        spec("first: {stage: {}}\nruns: {abc: {}}", typed)
 
 
 @pytest.mark.parametrize("argument", ["seed=1", "name=x", "resume=never"])

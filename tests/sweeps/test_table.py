@@ -1,6 +1,7 @@
 import copy
 import re
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,16 @@ def test_other_protocols_get_a_column_and_no_common_best(swept):
     assert table.varying == ["protocol"] and "protocol" not in table.title.split(",")[0]
     assert row(table, "image").setting["protocol"] == "val" and row(table, "tirg").setting["protocol"] == "clip4cir"
     assert not any(cell.is_best for cell in row(table, "image").cells.values())
+
+
+def test_of_median_ranks_the_least_is_best(swept):
+    plan, runner = swept
+    columns = {"MedR": "test/dress/median_rank", "R@10": "test/dress/R@10"}
+    table = make_table(replace(plan, spec=replace(plan.spec, columns=columns)), runner)
+    least = min(r.cells["MedR"].mean for r in table.rows)
+    assert {r.label for r in table.rows if r.cells["MedR"].is_best} == {
+        r.label for r in table.rows if r.cells["MedR"].mean == least
+    }
 
 
 def test_other_queries_are_not_paired(swept):

@@ -1,9 +1,11 @@
 """What a worker keeps, continues, makes again or moves aside. The runs themselves are train.py's and eval.py's."""
 
 import json
+import shutil
 import threading
 
 import pytest
+import torch
 from filelock import FileLock
 
 from cliplab.errors import UserError
@@ -40,7 +42,8 @@ def earlier(directory, identity, results="{}"):
     (directory / "checkpoints").mkdir(parents=True)
     (directory / "config.yaml").write_text("seed: 0\n")
     for name in ("best", "last"):
-        (directory / "checkpoints" / f"{name}.ckpt").write_bytes(b"PK\x05\x06" + bytes(18))  # an empty archive
+        content = {"hyper_parameters": {"config": {}, "built_from": {}}, "state_dict": {}}
+        torch.save(content, directory / "checkpoints" / f"{name}.ckpt")
     if results:
         (directory / "results.json").write_text(results)
     write_json(beside(directory, "started.json"), identity)
@@ -79,13 +82,31 @@ def test_damaged_results_are_made_again_from_the_checkpoints(given):
     assert not moved(directory) and len(list(directory.glob("results.2*.json"))) == 1
 
 
-@pytest.mark.parametrize("name", ["best", "last"])
-def test_a_damaged_checkpoint_is_not_continued(given, name, caplog):
+@pytest.mark.parametrize(
+    ("name", "content"), [("best", b"cut off"), ("last", b"cut off"), ("last", b"PK\x05\x06" + bytes(18))]
+)
+def test_a_damaged_checkpoint_is_not_continued(given, name, content):
     directory, request, made = given
     earlier(directory, IDENTITY, results="")
-    (directory / "checkpoints" / f"{name}.ckpt").write_bytes(b"cut off")
+    (directory / "checkpoints" / f"{name}.ckpt").write_bytes(content)
     worker.main([str(request)])
     assert made == [[]] and len(moved(directory)) == 1
+
+
+def test_what_is_left_of_the_sweep_s_own_run_is_moved_aside_and_what_is_not_its_own_stays(given):
+    directory, request, made = given
+    earlier(directory, IDENTITY)
+    shutil.rmtree(directory / "checkpoints")
+    for name in ("config.yaml", "results.json"):
+        (directory / name).unlink()
+    (directory / "metrics.csv").write_text("epoch\n")
+    worker.main([str(request)])
+    assert made == [[]] and len(moved(directory)) == 1
+    beside(directory, "started.json").unlink()
+    directory.mkdir()
+    (directory / "mine.txt").write_text("no run")
+    worker.main([str(request)])
+    assert made[1] == ["mine.txt"], "train.py refuses it then"
 
 
 def test_the_lock_is_waited_for_and_what_was_done_meanwhile_is_kept(given, monkeypatch):

@@ -6,6 +6,7 @@ Published rows are set in grey where they were measured under another protocol, 
 import csv
 import html
 import io
+import re
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
@@ -88,6 +89,7 @@ def markdown(table: SweepTable) -> str:
         return f"| {' | '.join(cells)} |"
 
     def plain(text: str) -> str:
+        text = re.sub(r"<(?=[A-Za-z/!])", "&lt;", text)  # no tag
         return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
 
     text = _one_line(lambda number: f"**{number}**")
@@ -116,7 +118,7 @@ def latex(table: SweepTable) -> str:
         cells = [label, *_lines(table, row, lambda cell: _symbols(text(cell)), _tex)]
         if row.kind == "foreign":
             cells = [f"\\textcolor{{gray}}{{{cell}}}" if cell else "" for cell in cells]
-        lines.append(" & ".join(cells) + r" \\")
+        lines.append("{}" + " & ".join(cells) + r" \\")  # or else a first [ or * would belong to the \\ before
     lines += ["\\bottomrule", "\\end{tabular}"]
     lines += [f"\\par {{\\footnotesize {_tex(note)}}}" for note in table.notes]
     return "\n".join([*lines, "\\end{table}"]) + "\n"

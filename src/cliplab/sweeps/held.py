@@ -9,6 +9,7 @@ LABEL/seed-N.lock           held while a worker is at it
 
 import csv
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from cliplab.sweeps.identity import Identity, differences, identity_in
 Columns = dict[str, NDArray[np.float64]]  # "rank" and metrics in percent -> by query [Q]
 Ranks = dict[str, tuple[list[str], Columns]]  # benchmark -> names of the queries, columns of ranks/NAME.csv
 CONTENT = ("metrics", "config", "versions", "data", "protocol", "seconds")  # of a results.json
+
+
+ELSEWHERE = ("first.", "checkpoint", "files.")  # what a results.json does not tell of a run's identity
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,11 @@ def holds(directory: Path, identity: Identity, evaluated: bool, keeps_checkpoint
         absent = [key for key in CONTENT if not isinstance(content.get(key), dict)]
         if absent:
             raise UserError(f"{run.results} has no {', '.join(absent)}")
-        own = {key: value for key, value in identity.items() if not key.startswith(("first.", "checkpoint"))}
+        own = {key: value for key, value in identity.items() if not key.startswith(ELSEWHERE)}
         differing = differences(identity_in(content, evaluated), own)
         if differing:
             raise UserError(f"{run.results} differs in {', '.join(differing[:5])}")
+        check_told(run.results, content)
         ranks = read_ranks(directory, content)
         if keeps_checkpoint:
             require_whole(run.best if run.best.is_file() else run.last)
@@ -81,11 +86,27 @@ def require_whole(checkpoint: Path) -> None:
         raise UserError(f"{checkpoint} is missing or no checkpoint")
 
 
+def check_told(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise UserError for what a table reads of a results.json and no run writes, as far as types tell."""
+    for section in ("metrics", "seconds"):
+        for key, value in content[section].items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(f"{path}: {section}.{key} is {value!r}")
+    if not isinstance(content["data"].get("stand_in_images"), bool):
+        raise UserError(f"{path} does not tell data.stand_in_images")
+    if not isinstance(content["protocol"].get("split"), str):
+        raise UserError(f"{path} does not tell protocol.split")
+
+
 def read_ranks(directory: Path, content: Mapping[str, Any]) -> Ranks:
     """ranks/NAME.csv of every benchmark. Raises UserError where they are not those of the metrics."""
     ranks: Ranks = {}
-    protocol = content["protocol"]
+    protocol, metrics = content["protocol"], content["metrics"]
     recalls = metric_names(protocol["recall_at"]) if protocol["target"] == "hard" else []
+    there = {path.stem for path in (directory / "ranks").glob("*.csv")}
+    if there != content["data"]["benchmarks"].keys():
+        named = ", ".join(content["data"]["benchmarks"]) or "none"
+        raise UserError(f"{directory / 'ranks'} holds {', '.join(sorted(there)) or 'nothing'}, results.json {named}")
     for name, benchmark in content["data"]["benchmarks"].items():
         path = directory / "ranks" / f"{name}.csv"
         try:
@@ -100,17 +121,34 @@ def read_ranks(directory: Path, content: Mapping[str, Any]) -> Ranks:
         if len(lines) != benchmark["queries"]:
             raise UserError(f"{path} has {len(lines)} queries, results.json {benchmark['queries']}")
         for kind, values in told.items():
-            metric, mean = content["metrics"].get(f"test/{name}/{kind}"), float(values.mean())
-            if not isinstance(metric, int | float) or abs(metric - mean) > 1e-6:
-                raise UserError(f"{path} gives {kind} {mean:.4f}, results.json {metric}")
+            _require_equal(str(path), kind, float(values.mean()), metrics.get(f"test/{name}/{kind}"))
+    for key in metrics:
+        kind = key.removeprefix("test/mean/")
+        if kind != key and all(_tells(columns, kind) for _, columns in ranks.values()):
+            means = [float(per_query(columns, kind).mean()) for _, columns in ranks.values()]
+            _require_equal(str(directory / "ranks"), f"mean {kind}", sum(means) / len(means), metrics[key])
     return ranks
 
 
+def _require_equal(source: str, kind: str, value: float, told: Any) -> None:
+    if not isinstance(told, int | float) or abs(told - value) > 1e-6:
+        raise UserError(f"{source} gives {kind} {value:.4f}, results.json {told}")
+
+
 def per_query(columns: Columns, kind: str) -> NDArray[np.float64]:
-    """A metric in percent by query [Q]: its own column, or R@K of the ranks. Raises KeyError for what neither tells."""
+    """A metric in percent by query [Q]: its own column, or R@K of the ranks; FashionIQ's Avg is that of R@10 and R@50.
+
+    Raises KeyError for what neither tells.
+    """
+    if kind == "Avg" and kind not in columns:
+        return (per_query(columns, "R@10") + per_query(columns, "R@50")) / 2
     if kind in columns or not kind.removeprefix("R@").isdigit():
         return columns[kind]
     return np.where(columns["rank"] <= int(kind.removeprefix("R@")), 100.0, 0.0)
+
+
+def _tells(columns: Columns, kind: str) -> bool:
+    return kind in columns or kind == "Avg" or kind.removeprefix("R@").isdigit()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

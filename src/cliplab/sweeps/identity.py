@@ -4,18 +4,21 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cliplab import results
 from cliplab.build import build_dataset, build_protocol
 from cliplab.config import Config
-from cliplab.run import FREE_KEYS, flat
+from cliplab.run import FREE_KEYS, checkpoint_of, flat
+from cliplab.sources import is_run
 
 Identity = dict[str, Any]  # flat: `optim.lr`, `versions.torch`, `data`, `first.NAME`
 
 # A continued run may have another length; its numbers then are others. Python itself changes none.
 IDLE_KEYS = FREE_KEYS - {"trainer.max_epochs", "trainer.max_steps"} | {"name", "trainer.log_every_n_steps"}
-_TRAINING = ("loss", "optim", "zero_shot", "model.freeze", "model.grad_checkpointing", "model.chunk_size")
+_TRAINING = ("loss", "optim", "teacher", "zero_shot", "trainer.weight_averaging", "data.hard_negatives")
+_TRAINING += ("model.freeze", "model.freeze_bn", "model.grad_checkpointing", "model.chunk_size", "model.fixed_scale")
 _TRAINING += ("data.batch_size", "data.same_image", "data.crop_scale", "data.flip", "data.protocol.train_join")
 _TRAINING += tuple(
     f"trainer.{key}"
@@ -72,6 +75,25 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def digest(identity: Identity) -> str:
     """A short name of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def mark_of(path: Path) -> str:
+    """What is read of a model's file or folder: changed by hand or made again, it is another one.
+
+    JSON by its content; a run by the checkpoint that is taken; weights by size and time, as they are large.
+    """
+    if path.suffix == ".json":
+        return f"{path}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    if is_run(path):
+        path = checkpoint_of(path)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    facts = [(str(file.relative_to(path)), *_size_and_time(file)) for file in files if file.is_file()]
+    return f"{path}, {digest({'files': facts})}"
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    facts = file.stat()
+    return facts.st_size, facts.st_mtime_ns
 
 
 class Here:

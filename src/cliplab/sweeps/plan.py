@@ -2,18 +2,20 @@
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cliplab.build import build_protocol
 from cliplab.config import Config, merge_config, read_yaml
 from cliplab.data import DATASETS
 from cliplab.errors import UserError
 from cliplab.published import PublishedRow, load_published
-from cliplab.registry import closest, lookup
+from cliplab.registry import closest
 from cliplab.run import checkpoint_of, read_checkpoint, run_directory
-from cliplab.sweeps.identity import digest, numbers_of
+from cliplab.sweeps.identity import IDLE_KEYS, digest, numbers_of
 from cliplab.sweeps.spec import Changes, Spec, folder_name, layers_of, rows_of
 
 _PLACE = re.compile(r"\{(\w+)\}")  # {NAME} in a value
@@ -59,28 +61,51 @@ def make_plan(spec: Spec) -> Plan:
     """Resolve every row. Raises UserError for a key, a type, a `{NAME}`, a method or a row that can't be meant."""
     first: dict[str, Run] = {}
     for name, changes in spec.first.items():
-        source = f"{spec.path}: first.{name}"
-        needs: dict[str, Run] = {}
-        own = _placed({key: value for key, value in (changes or {}).items() if key != "config"}, first, needs, source)
-        config = _config(
-            (changes or {}).get("config", spec.config), [("command line", spec.typed), *layers_of(own, source)]
-        )
-        first[name] = Run(name, _named(spec, name, config, config.seed), needs=tuple(needs.values()))
-    rows = {label: _row_runs(spec, label, changes, first) for label, changes in rows_of(spec).items()}
+        with _naming(f"{spec.path}: first.{name}"):
+            first[name] = _first_run(spec, name, changes or {}, first)
+    rows: dict[str, list[Run]] = {}
+    for label, changes in rows_of(spec).items():
+        with _naming(_place(spec, label)):
+            rows[label] = _row_runs(spec, label, changes, first)
     _require_change(spec, rows, first)
     return Plan(spec, first, rows, {label: _published(spec, rows, label) for label in spec.published})
 
 
+@contextmanager
+def _naming(source: str) -> Iterator[None]:
+    """Put the place in the experiment's file before a message that does not name it."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error)
+        raise error if told.startswith(source.partition(":")[0]) else UserError(f"{source}: {told}") from error
+
+
+def _place(spec: Spec, label: str) -> str:
+    return f"{spec.path}: {f'runs.{label}' if label in spec.runs else label}"
+
+
+def _first_run(spec: Spec, name: str, changes: Changes, first: Mapping[str, Run]) -> Run:
+    source = f"{spec.path}: first.{name}"
+    needs: dict[str, Run] = {}
+    own = _placed({key: value for key, value in changes.items() if key != "config"}, first, needs, source)
+    layers = [("command line", spec.typed), *layers_of(own, source)]
+    config = _checked(_config(changes.get("config", spec.config), layers))
+    return Run(name, _named(spec, name, config, config.seed), needs=tuple(needs.values()))
+
+
 def _row_runs(spec: Spec, label: str, changes: Changes, first: Mapping[str, Run]) -> list[Run]:
     """A run per seed; one where nothing is drawn."""
-    source = f"{spec.path}: {f'runs.{label}' if label in spec.runs else label}"
+    source = _place(spec, label)
     evaluated = spec.is_evaluated(label)
     needs: dict[str, Run] = {}
     checkpoint = _placed(spec.checkpoint_of(label), first, needs, f"{spec.path}: checkpoint")
-    layers = _base_layers(spec, first, needs)
-    if checkpoint is not None:
+    overrides = f"{spec.path}: overrides"
+    layers = layers_of(_placed(spec.overrides, first, needs, overrides), overrides)
+    if checkpoint is not None:  # its model stands for that of the base; what is typed wins, as in eval.py
         layers.append((checkpoint, {"model": _model_of(checkpoint, first)}))
-    config = _config(spec.config, [*layers, *layers_of(_placed(changes, first, needs, source), source)])
+    layers += [("command line", spec.typed), *layers_of(_placed(changes, first, needs, source), source)]
+    config = _checked(_config(spec.config, layers))
     if checkpoint is not None:
         config.model.weights = None  # the checkpoint holds them
     seeds = spec.seeds[:1] if evaluated else spec.seeds
@@ -89,16 +114,17 @@ def _row_runs(spec: Spec, label: str, changes: Changes, first: Mapping[str, Run]
     ]
 
 
-def _base_layers(spec: Spec, first: Mapping[str, Run], needs: dict[str, Run]) -> list[tuple[str, Changes]]:
-    source = f"{spec.path}: overrides"
-    return [*layers_of(_placed(spec.overrides, first, needs, source), source), ("command line", spec.typed)]
-
-
 def _config(path: str, layers: Sequence[tuple[str, Changes]]) -> Config:
     if not Path(path).is_file():
         there = ", ".join(str(file) for file in sorted(Path("configs").glob("*.yaml"))) or "none in ./configs"
         raise UserError(f"no config file {path} (key config); configs here: {there}")
     return merge_config([(path, read_yaml(Path(path))), *layers])
+
+
+def _checked(config: Config) -> Config:
+    """As far as its data set and its protocol are known by their names."""
+    build_protocol(config)
+    return config
 
 
 def _named(spec: Spec, label: str, config: Config, seed: int) -> Config:
@@ -126,7 +152,7 @@ def _placed(value: Any, first: Mapping[str, Run], needs: dict[str, Run], source:
 def _model_of(checkpoint: str, first: Mapping[str, Run]) -> dict[str, Any]:
     """The model of a checkpoint: known beforehand where a `first` run leaves it."""
     for run in first.values():
-        if str(run.directory) == checkpoint:
+        if Path(checkpoint).is_relative_to(run.directory):
             return asdict(run.config)["model"]
     return read_checkpoint(checkpoint_of(checkpoint))["hyper_parameters"]["config"]["model"]
 
@@ -149,9 +175,10 @@ def _require_change(spec: Spec, rows: Mapping[str, Sequence[Run]], first: Mappin
             bases[measured] = _digest(_row_runs(spec, label, {}, first)[0])
         if changes and found == bases[measured]:
             shown = ", ".join(f"{key}={value}" for key, value in changes.items())
+            idle = all(key in IDLE_KEYS for key in changes)
+            why = f"{shown} changes no number" if idle else f"the base has {shown} already"
             raise UserError(
-                f"{spec.path}: the row '{label}' changes nothing: the base has {shown} already; write "
-                f"`{label}: {{}}` for the base itself"
+                f"{spec.path}: the row '{label}' changes nothing: {why}; write `{label}: {{}}` for the base itself"
             )
 
 
@@ -163,7 +190,7 @@ def _digest(run: Run) -> str:
 def _published(spec: Spec, rows: Mapping[str, Sequence[Run]], label: str) -> list[PublishedRow]:
     """The published rows of `METHOD` or `METHOD [BACKBONE]`. Raises UserError with the closest method."""
     data = rows[label][0].config.data.name
-    known = load_published(lookup("data set (data.name)", DATASETS, data).benchmark_name)
+    known = load_published(DATASETS[data].benchmark_name)
     asked = spec.published[label]
     found = [row for row in known if asked in (row.method, f"{row.method} [{row.backbone}]")]
     if not found:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from cliplab.registry import closest
 from cliplab.results import write_json
 from cliplab.run import checkpoint_of
 from cliplab.sweeps.held import Held, beside, holds
-from cliplab.sweeps.identity import Here, Identity, digest
+from cliplab.sweeps.identity import Here, Identity, digest, mark_of
 from cliplab.sweeps.local import Local
 from cliplab.sweeps.plan import Plan, Run
 from cliplab.sweeps.spec import Spec
@@ -62,7 +63,10 @@ class Runner:
 
     def look(self, run: Run) -> Held:
         """Read what the run's directory holds."""
-        held = holds(run.directory, self.identity(run), run.evaluated, id(run) in self._kept)
+        try:
+            held = holds(run.directory, self.identity(run), run.evaluated, id(run) in self._kept)
+        except UserError as error:
+            raise UserError(f"{self.plan.spec.path}: {run.label}: {error}") from error
         self.held[id(run)] = held
         return held
 
@@ -70,7 +74,14 @@ class Runner:
         """What is asked for: config, data, versions, and the same of the runs that it builds on."""
         found = self._here.identity_of(run.config, run.evaluated)
         if run.checkpoint is not None:
-            found["checkpoint"] = run.checkpoint if run.needs else _mark(run.checkpoint)
+            found["checkpoint"] = run.checkpoint if run.needs else mark_of(checkpoint_of(run.checkpoint))
+        model, teacher = run.config.model, run.config.teacher
+        read = {"model.arch": model.arch, "model.weights": model.weights}
+        read |= {} if run.evaluated else {"teacher.arch": teacher.arch, "teacher.weights": teacher.weights}
+        for key, name in read.items():
+            of_need = name is not None and any(Path(name).is_relative_to(need.directory) for need in run.needs)
+            if name is not None and not of_need and Path(name).exists():
+                found[f"files.{key}"] = mark_of(Path(name))
         for need in run.needs:
             # Its metrics too: made again, it may be another one where sums are not repeatable, as on a GPU.
             metrics = self.held[id(need)].results.get("metrics")
@@ -97,7 +108,14 @@ class Runner:
                 continue
             protocol = build.build_protocol(run.config)
             benchmarks = [d for b in dataset.benchmarks(protocol, dataset.test_split) for d in b.directions]
+            if any(b.blind for b in benchmarks):
+                raise UserError(
+                    f"{self.plan.spec.path}: {run.label}: the targets of data.name={run.config.data.name} "
+                    f"data.split={run.config.data.split} are known to the test server alone, so there is nothing to "
+                    "compare: use data.split=val, or eval.py for the files of the server"
+                )
             names = metric_keys("test", benchmarks, protocol)
+            names += [f"test/{b.name}/{kind}" for b in benchmarks for kind in ("median_rank", "mean_rank")]
             names += [f"test/{b.name}/mAP@10/{aspect}" for b in benchmarks for aspect in b.groups or {}]
             names += [f"test/{b.name}/mean_per_class" for b in benchmarks if protocol.hit == "class"]
             names += ["test/linear_probe/top1"] if run.config.linear_probe else []
@@ -135,7 +153,7 @@ class Runner:
                     told = f"{self.held[id(run)].missing}; {len(waiting)} wait"
                     self._tell(f"[bold]start[/]  {escape(run.title)}  [dim]{escape(told)}[/]")
                 if starting:
-                    executor.start(starting)
+                    self._start(executor, starting, started)
                 for run in executor.ended():
                     seconds = time.monotonic() - started.pop(id(run))
                     self._finish(run, f"{seconds:.0f} s; {len(waiting) + len(started)} left")
@@ -145,6 +163,15 @@ class Runner:
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
+
+    def _start(self, executor: Executor, runs: Sequence[Run], started: dict[int, float]) -> None:
+        try:
+            executor.start(runs)
+        except OSError as error:
+            for run in runs:
+                del started[id(run)]
+                self.failures[id(run)] = f"can't be started: {error}"
+                self._tell(f"[red]failed[/] {escape(run.title)}  {escape(self.failures[id(run)])}")
 
     def _ready(self, waiting: list[Run], most: int) -> list[Run]:
         """At most `most` that may start; what needs a failed run fails, what turns out to hold is kept."""
@@ -195,12 +222,6 @@ def failure_of(run: Run) -> str:
     said = [line.strip() for line in reversed(lines) if line.strip()]
     message = next((line for line in said if line.startswith("error: ")), said[0] if said else "it says nothing")
     return f"{path}: {message[:300]}"
-
-
-def _mark(checkpoint: str) -> str:
-    """A checkpoint of the user, known by its size and time. Raises UserError where there is none."""
-    path = checkpoint_of(checkpoint)
-    return f"{path}, {path.stat().st_size} bytes, {path.stat().st_mtime_ns}"
 
 
 def executor_of(spec: Spec, plan: Plan) -> Executor:

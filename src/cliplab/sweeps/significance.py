@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cliplab.evaluation.bootstrap import resampled_means
-from cliplab.sweeps.held import Columns, Ranks, per_query
+from cliplab.sweeps.held import Ranks, per_query
 
 Hits = dict[str, NDArray[np.float64]]  # benchmark -> percent per query [Q]
 SAMPLES = 10_000
@@ -27,7 +27,7 @@ def hits_of(metric: str, ranks: Sequence[Ranks], expected: Sequence[float]) -> H
     for own, value in zip(ranks, expected, strict=True):
         names = list(own) if name == "mean" else [name]
         try:
-            hits = {each: _percent(own[each][1], kind) for each in names}
+            hits = {each: per_query(own[each][1], kind) for each in names}
         except KeyError:
             return None
         if not hits or abs(_mean(hits) - value) > 1e-6:
@@ -36,12 +36,6 @@ def hits_of(metric: str, ranks: Sequence[Ranks], expected: Sequence[float]) -> H
     if not per_seed or any(hits.keys() != per_seed[0].keys() for hits in per_seed):
         return None
     return {each: np.mean([hits[each] for hits in per_seed], axis=0) for each in per_seed[0]}
-
-
-def _percent(columns: Columns, kind: str) -> NDArray[np.float64]:
-    """By query [Q]; FashionIQ's Avg is the mean of R@10 and R@50."""
-    kinds = ("R@10", "R@50") if kind == "Avg" and kind not in columns else (kind,)
-    return np.mean([per_query(columns, each) for each in kinds], axis=0)
 
 
 def interval(hits: Hits, seed: int = 0) -> tuple[float, float]:

@@ -7,7 +7,7 @@ runs: {LABEL: {key: value}}         rows; {} is the base itself
 grid: {key: [values]}               every combination is a row, or, beside `runs`, every combination for each of them
 first: {NAME: {config: FILE, key: value}}    runs that come before the rows; `{NAME}` in a value is that run's directory
 evaluate: true | [LABELS]           rows that are measured and not trained
-checkpoint: "{NAME}" | {LABEL: "{NAME}"}    what those measure; without it the weights of their config
+checkpoint: "{NAME}" | {LABEL: "{NAME}"}    what those measure, with its own `model`; without it that of their config
 columns: {TITLE: metric}            metrics of results.json
 baseline: LABEL                     the row that others are compared with
 published: {LABEL: METHOD}          what is printed below a row, `METHOD` or `METHOD [BACKBONE]`
@@ -15,6 +15,7 @@ jobs: 1                             runs at once on this machine
 slurm: {timeout_min: 60, ...}       options of submitit
 """
 
+import hashlib
 import itertools
 import re
 import typing
@@ -32,6 +33,7 @@ from cliplab.errors import UserError
 from cliplab.registry import closest, fits
 
 Changes = dict[str, Any]
+LONGEST = 150  # bytes of a folder's name
 OWN_KEYS = ("name", "seed", "resume")  # of a run's config: the sweep sets them
 
 
@@ -139,6 +141,8 @@ def _set(content: dict[str, Any], option: str) -> None:
     known = [label for label in map(str, table) if rest == label or rest.startswith(f"{label}.")]
     label = max(known, key=len, default=rest.partition(".")[0])  # a label may have dots
     changed = rest[len(label) + 1 :]
+    if changed and label not in table:
+        raise UserError(f"{option}: {key} has no '{label}': {closest(label, table)}; a new one: {key}.{label}={{}}")
     old = table.get(label)
     table[label] = {**(old if isinstance(old, dict) else {}), changed: value} if changed else value
 
@@ -148,15 +152,21 @@ def _check_types(path: Path, content: Mapping[str, Any]) -> None:
     for key, value in content.items():
         if key not in hints:
             raise UserError(f"{path}: unknown key '{key}': {closest(key, hints)}")
-        hint = typing.get_origin(hints[key]) if typing.get_origin(hints[key]) is dict else hints[key]
+        _require_names(f"{path}: {key}", value)
+        hint = dict if typing.get_origin(hints[key]) is dict else hints[key]  # what is in it is checked apart
         if not fits(value, hint):
             raise UserError(f"{path}: key '{key}' must be {_words(hints[key])}, got {value!r}")
-        if hint is dict and any(not isinstance(name, str) for name in value):
-            odd = next(name for name in value if not isinstance(name, str))
-            raise UserError(f"{path}: {key}: put the name {odd!r} in quotes")
     for key in ("config", "columns"):
         if not content.get(key):
             raise UserError(f"{path}: the key '{key}' is missing; needed are config, columns, and runs or grid")
+
+
+def _require_names(source: str, value: Any) -> None:
+    """Raise UserError for a key that YAML reads as something else than a name: 1, on, null."""
+    for name, item in value.items() if isinstance(value, dict) else ():
+        if not isinstance(name, str):
+            raise UserError(f"{source}: put the name {name!r} in quotes")
+        _require_names(f"{source}.{name}", item)
 
 
 def _check_content(spec: Spec) -> None:
@@ -170,9 +180,13 @@ def _check_content(spec: Spec) -> None:
     for key, values in spec.grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: grid.{key} must be a list of values, got {values!r}")
-    for title, metric in spec.columns.items():
-        if not isinstance(metric, str):
-            raise UserError(f"{path}: columns.{title} must be a metric of results.json, got {metric!r}")
+    for key, texts, what in (
+        ("columns", spec.columns, "a metric of results.json"),
+        ("published", spec.published, "a published method"),
+    ):
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise UserError(f"{path}: {key}.{name} must be {what}, got {text!r}")
     _check_rows(spec)
     _check_labels(spec)
 
@@ -184,6 +198,8 @@ def _check_rows(spec: Spec) -> None:
             if changes is not None and not isinstance(changes, dict):
                 raise UserError(f"{path}: {section}.{label} must be a mapping {{key: value}}, got {changes!r}")
             _refuse_own_keys(f"{path}: {section}.{label}", changes or {})
+            if section == "first" and not isinstance(config := (changes or {}).get("config", ""), str):
+                raise UserError(f"{path}: first.{label}.config must be a file, got {config!r}")
     _refuse_own_keys(f"{path}: overrides", spec.overrides)
     _refuse_own_keys(f"{path}: grid", spec.grid)
 
@@ -199,6 +215,8 @@ def _check_labels(spec: Spec) -> None:
                 raise UserError(f"{spec.path}: {key} names no row '{label}': {closest(label, rows)}")
     folders: dict[str, str] = {}
     for label in (*spec.first, *rows):
+        if not folder_name(label).strip("."):
+            raise UserError(f"{spec.path}: '{label}' can't be a label: it names no folder")
         if folders.setdefault(folder_name(label), label) != label or (label in spec.first and label in rows):
             other = folders[folder_name(label)]
             raise UserError(
@@ -212,8 +230,12 @@ def _check_labels(spec: Spec) -> None:
 
 
 def folder_name(label: str) -> str:
-    """A label as a folder."""
-    return "".join(c if c.isalnum() or c in "-_=.," else "_" for c in label)
+    """A label as a folder; of a long one the beginning and a digest, as file systems end at 255 bytes."""
+    name = "".join(c if c.isalnum() or c in "-_=.," else "_" for c in label)
+    if len(name.encode()) <= LONGEST:
+        return name
+    start = name.encode()[: LONGEST - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def _refuse_own_keys(source: str, changes: Mapping[str, Any]) -> None:

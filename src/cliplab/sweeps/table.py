@@ -124,14 +124,14 @@ def _hits(metric: str, held: Sequence[Held]) -> Hits | None:
 
 
 def _with_best(rows: Sequence[Row], columns: Mapping[str, str]) -> list[Row]:
-    """Mark the highest mean of each column among the rows of one protocol, where there are several."""
+    """Mark the best mean of each column among the rows of one protocol, where there are several; the least of ranks."""
     marked = []
     for row in rows:
         rivals = [other for other in rows if other.setting == row.setting and other.cells]
-        cells = {
-            title: replace(cell, is_best=len(rivals) > 1 and cell.mean >= max(r.cells[title].mean for r in rivals))
-            for title, cell in row.cells.items()
-        }
+        cells = {}
+        for title, cell in row.cells.items():
+            best = (min if columns[title].endswith("_rank") else max)(rival.cells[title].mean for rival in rivals)
+            cells[title] = replace(cell, is_best=len(rivals) > 1 and cell.mean == best)
         marked.append(replace(row, cells=cells))
     return marked
 

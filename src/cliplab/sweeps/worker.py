@@ -53,15 +53,17 @@ def make_room(directory: Path, request: dict[str, Any], held: Held) -> None:
     try:
         for path in there:
             require_whole(path)
-        is_whole = run.last.is_file()
+        is_whole = run.last.is_file() and bool(read_checkpoint(run.last))
     except UserError as error:
         log.warning("%s: starting afresh", error)
         is_whole = False
     if read_json(started) == request["identity"] and is_whole and not request["evaluated"]:
         if held.is_damaged:
             move_aside(run.results)
-    elif any((directory / name).exists() for name in ("config.yaml", "checkpoints", "results.json")):
-        move_aside(directory)
+    elif started.is_file() or any(
+        (directory / name).exists() for name in ("config.yaml", "checkpoints", "results.json")
+    ):
+        move_aside(directory, is_ours=True)
     write_json(started, request["identity"])
 
 

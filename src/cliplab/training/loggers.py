@@ -7,6 +7,8 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger
 
+from cliplab.errors import UserError
+
 
 def continued_csv_logger(folder: Path, resumed: bool) -> CSVLogger:
     """A CSVLogger that writes folder/metrics.csv and, where a run is resumed, keeps the rows that are there.
@@ -14,7 +16,10 @@ def continued_csv_logger(folder: Path, resumed: bool) -> CSVLogger:
     Lightning's own deletes the file that it finds.
     """
     file = folder / "metrics.csv"
-    earlier = file.read_text(encoding="utf-8") if resumed and file.is_file() else ""
+    try:
+        earlier = file.read_text(encoding="utf-8") if resumed and file.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"can't continue {file}: {error}; remove it to go on without the earlier curves") from error
     logger = CSVLogger(str(folder), name="", version="")
     if earlier:
         writer = logger.experiment  # deletes the file
