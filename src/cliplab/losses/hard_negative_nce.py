@@ -30,9 +30,9 @@ def hard_negative_nce(
     divides w_ij by the sum of row j instead of row i. Raises UserError for a batch of one and alpha or beta below 0.
     """
     query, target = gather(at_least_fp32(query)), gather(at_least_fp32(target))
-    if len(query) < 2 or alpha < 0 or beta < 0:
+    if len(query) < 2 or not (0 <= alpha < math.inf and 0 <= beta < math.inf):
         raise UserError(
-            "loss 'hard_negative_nce' needs a batch of 2 or more (data.batch_size), and alpha and beta of 0 or more, "
+            "loss 'hard_negative_nce' needs a batch of 2 or more (data.batch_size), and finite alpha and beta of 0 or more, "
             f"got {len(query)}, {alpha}, {beta}"
         )
     with exact_fp32(query.device):

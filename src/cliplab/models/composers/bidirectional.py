@@ -1,5 +1,6 @@
 """BLIP4CIR+Bi (Liu et al., WACV 2024): a token says which way a text is meant, and queries are asked both ways."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -36,8 +37,10 @@ class Bidirectional(Composer):
         reverse_weight: float = 0.4,
     ) -> None:
         super().__init__()
-        if reverse_weight < 0:
-            raise UserError(f"composer 'bidirectional' needs reverse_weight of 0 or more, got {reverse_weight}")
+        if not 0 <= reverse_weight < math.inf:
+            raise UserError(
+                f"composer 'bidirectional' needs a finite reverse_weight of 0 or more, got {reverse_weight}"
+            )
         self.base = Sum() if base == "sum" else Combiner(embed_dim)
         self.reverse_weight = reverse_weight
         self.directions = nn.Parameter(0.02 * torch.randn(2, text_width))  # as token embeddings start
