@@ -32,8 +32,8 @@ def hard_negative_nce(
     query, target = gather(at_least_fp32(query)), gather(at_least_fp32(target))
     if len(query) < 2 or not (0 <= alpha < math.inf and 0 <= beta < math.inf):
         raise UserError(
-            "loss 'hard_negative_nce' needs a batch of 2 or more (data.batch_size), and finite alpha and beta of 0 or more, "
-            f"got {len(query)}, {alpha}, {beta}"
+            "loss 'hard_negative_nce' needs a batch of 2 or more (data.batch_size), and finite alpha and beta of 0 or "
+            f"more, got {len(query)}, {alpha}, {beta}"
         )
     with exact_fp32(query.device):
         logits = at_least_fp32(scale) * score(query, target)

@@ -63,5 +63,6 @@ def test_both_directions(base: str) -> None:
 def test_options() -> None:
     composer = make_composer()
     assert composer.reverse_weight == 0.4 and not list(composer.base.parameters())
-    with pytest.raises(UserError, match="bidirectional.*reverse_weight"):
-        make_composer(reverse_weight=-1.0)
+    for weight in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="bidirectional.*reverse_weight"):
+            make_composer(reverse_weight=weight)
