@@ -230,7 +230,7 @@ def test_a_loss_of_null_is_a_user_error(load) -> None:
 def test_duplicate_keys_are_refused(load, tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"duplicate key (seed|lr)") as error:
         load(text)
-    assert str(error.value).startswith(f"{tmp_path / 'made.yaml'} is not readable YAML") and "line " in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'made.yaml'}: line ") and "rename or remove" in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "optim: {lr: 1", "5", "name: x\n\tseed: 1"])

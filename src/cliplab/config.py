@@ -199,6 +199,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; duplicate keys are refused. Raises UserError."""
     try:
         plain = _plain(OmegaConf.load(path))
+    except yaml.constructor.ConstructorError as error:
+        where = f"{path}: line {error.problem_mark.line + 1}" if error.problem_mark is not None else str(path)
+        again = "; it stands there twice: rename or remove one" if "duplicate" in str(error.problem) else ""
+        raise UserError(f"{where}: {error.problem}{again}") from error
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path} is not readable YAML: {error}") from error
     if not isinstance(plain, dict):
