@@ -38,7 +38,7 @@ def test_a_module_learns_from_it_and_does_not_hold_it() -> None:
         for parameter in teacher_model.parameters():
             parameter.add_(0.1)
     module.teacher = Teacher(teacher_model)
-    module.loss, module.loss_inputs = distillation, frozenset(("score", "teacher_query", "teacher_target"))
+    module.loss, module.loss_inputs = distillation, frozenset(("scale", "score", "teacher_query", "teacher_target"))
     module.loss_inputs |= {"teacher_scale"}
     assert module.state_dict().keys() == plain.state_dict().keys()
     assert len(list(module.parameters())) == len(list(plain.parameters()))
