@@ -17,7 +17,7 @@ quickstart: $(VENV)/.installed  ## install into .venv, train on rendered garment
 	$(BIN)/python train.py --config configs/quickstart.yaml
 
 test: $(VENV)/.installed  ## install into .venv, run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed  ## style and formatting
 	$(BIN)/ruff check .

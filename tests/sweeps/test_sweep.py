@@ -21,6 +21,7 @@ from tests.test_train import script
 
 ROWS = """
 config: {config}
+overrides: {{trainer.max_epochs: 8}}
 runs: {{combiner: {{}}}}
 columns: {{R@10: test/mean/R@10, dress R@10: test/dress/R@10}}
 """
@@ -28,7 +29,7 @@ columns: {{R@10: test/mean/R@10, dress R@10: test/dress/R@10}}
 
 @pytest.fixture(scope="module")
 def experiment(tiny_config, tmp_path_factory):
-    """An experiment of one run of two epochs, and its metrics without any interruption."""
+    """An experiment of one run, long enough to be hit in the middle, and its metrics without any interruption."""
     path = tmp_path_factory.mktemp("killed") / "killed.yaml"
     path.write_text(ROWS.format(config=tiny_config))
     return path, sweep_here(path, f"output_dir={path.parent / 'reference'}").metrics
