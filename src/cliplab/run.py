@@ -56,6 +56,11 @@ class RunDirectory:
         """Written last: a run without it was interrupted."""
         return self.path / "results.json"
 
+    @property
+    def holds_run(self) -> bool:
+        """Whether the folder is that of a run, whole or not."""
+        return any((self.path / name).exists() for name in ("config.yaml", "checkpoints", "results.json"))
+
 
 def run_directory(config: Config) -> RunDirectory:
     """output_dir/name. Raises UserError for a name that leads elsewhere, or a path that is no folder."""
@@ -130,8 +135,7 @@ def move_aside(path: Path, is_ours: bool = False) -> None:
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    known = any((path / name).exists() for name in ("config.yaml", "checkpoints", "results.json"))
-    if path.is_dir() and not known and not is_ours:
+    if path.is_dir() and not RunDirectory(path).holds_run and not is_ours:
         raise UserError(f"{path} holds files but no run (no config.yaml): choose another name= or output_dir=")
     written = max(item.stat().st_mtime for item in (path.rglob("*") if path.is_dir() else [path]))
     stamp = datetime.fromtimestamp(written).strftime("%Y-%m-%d_%H-%M-%S")

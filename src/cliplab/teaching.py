@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from cliplab.models.composed import ComposedRetriever
     from cliplab.training.teacher import Teacher
 
-ModelBuilder = Callable[
-    [Config, Mapping[str, Any]], "tuple[ComposedRetriever, Any]"
-]  # (config, what a run was built from)
+# (config, what a run was built from) -> (model, what it was built from)
+ModelBuilder = Callable[[Config, Mapping[str, Any]], "tuple[ComposedRetriever, Any]"]
 # Of an architecture's text_cfg: what token ids depend on.
 _TOKENIZER = (
     "context_length",

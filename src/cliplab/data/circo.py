@@ -54,11 +54,6 @@ class CIRCO(RetrievalDataset):
         self._records: dict[str, list[Record]] = {}
         self._gallery: list[int] | None = None
 
-    @property
-    def all_categories(self) -> tuple[str, ...]:
-        """No categories."""
-        return ()
-
     def query_file(self, split: str) -> Path:
         """Where the queries of a split are."""
         if split not in SPLITS:

@@ -54,11 +54,6 @@ class CIRR(RetrievalDataset):
         self._records: dict[str, list[Record]] = {}
         self._places: dict[str, dict[str, str]] = {}
 
-    @property
-    def all_categories(self) -> tuple[str, ...]:
-        """No categories."""
-        return ()
-
     @cached_property
     def annotations(self) -> Path:
         """The folder that holds captions/ and image_splits/."""

@@ -70,9 +70,9 @@ class RetrievalDataset(ABC):
         return make_protocol(part, cls.protocol_table, (*cls.protocol_fields, *SHARED_FIELDS), cls.benchmark_name)
 
     @property
-    @abstractmethod
     def all_categories(self) -> tuple[str, ...]:
-        """The parts of the data set that can be chosen."""
+        """The parts of the data set that can be chosen; most have none."""
+        return ()
 
     def prepare(self) -> None:  # noqa: B027 - most data sets have nothing to prepare
         """Create what can be created (rendered data); nothing for downloaded data."""

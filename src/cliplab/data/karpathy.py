@@ -67,11 +67,6 @@ class Karpathy(RetrievalDataset):
         self._pictures: dict[str, Picture] = {}  # by stem: what a table holds of them
 
     @property
-    def all_categories(self) -> tuple[str, ...]:
-        """No categories."""
-        return ()
-
-    @property
     def own_split(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] - known once the file is read
         """Test where the annotations have it, else val: COCO's own captions of the test images are not public."""
         splits = {image.split for image in self.images}

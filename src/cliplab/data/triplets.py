@@ -57,11 +57,6 @@ class Triplets(RetrievalDataset):
         super().__init__(root, images if images is not None else root, categories)
         self._triplets: dict[str, list[Triplet]] = {}
 
-    @property
-    def all_categories(self) -> tuple[str, ...]:
-        """No categories."""
-        return ()
-
     def annotation_files(self) -> list[Path]:
         """Those that are there."""
         return [path for split in SPLITS for path in self._files(split)]

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,15 @@ def identity_in(content: Mapping[str, Any], evaluated: bool) -> Identity:
     """
     protocol = {key: value for key, value in content["protocol"].items() if key != "split"}
     told = _numbers(content["config"], protocol, evaluated)
-    for key, value in numbers_of(Config(), evaluated).items():
+    for key, value in _defaults(evaluated).items():
         if key not in told and not any(_is_below(known, (key,)) for known in told):
             told[key] = value
     return _complete(told, evaluated, content["data"]["manifest_hash"], content["versions"])
+
+
+@cache
+def _defaults(evaluated: bool) -> Identity:
+    return numbers_of(Config(), evaluated)
 
 
 def _numbers(config: Mapping[str, Any], protocol: Mapping[str, Any], evaluated: bool) -> Identity:

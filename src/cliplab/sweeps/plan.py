@@ -90,7 +90,7 @@ def _first_run(spec: Spec, name: str, changes: Changes, first: Mapping[str, Run]
     needs: dict[str, Run] = {}
     own = _placed({key: value for key, value in changes.items() if key != "config"}, first, needs, source)
     layers = [("command line", spec.typed), *layers_of(own, source)]
-    config = _checked(_config(changes.get("config", spec.config), layers))
+    config = _config(changes.get("config", spec.config), layers)
     return Run(name, _named(spec, name, config, config.seed), needs=tuple(needs.values()))
 
 
@@ -105,7 +105,7 @@ def _row_runs(spec: Spec, label: str, changes: Changes, first: Mapping[str, Run]
     if checkpoint is not None:  # its model stands for that of the base; what is typed wins, as in eval.py
         layers.append((checkpoint, {"model": _model_of(checkpoint, first)}))
     layers += [("command line", spec.typed), *layers_of(_placed(changes, first, needs, source), source)]
-    config = _checked(_config(spec.config, layers))
+    config = _config(spec.config, layers)
     if checkpoint is not None:
         config.model.weights = None  # the checkpoint holds them
     seeds = spec.seeds[:1] if evaluated else spec.seeds
@@ -118,12 +118,8 @@ def _config(path: str, layers: Sequence[tuple[str, Changes]]) -> Config:
     if not Path(path).is_file():
         there = ", ".join(str(file) for file in sorted(Path("configs").glob("*.yaml"))) or "none in ./configs"
         raise UserError(f"no config file {path} (key config); configs here: {there}")
-    return merge_config([(path, read_yaml(Path(path))), *layers])
-
-
-def _checked(config: Config) -> Config:
-    """As far as its data set and its protocol are known by their names."""
-    build_protocol(config)
+    config = merge_config([(path, read_yaml(Path(path))), *layers])
+    build_protocol(config)  # raises UserError for a data set or a protocol that there is not
     return config
 
 

@@ -60,9 +60,7 @@ def make_room(directory: Path, request: dict[str, Any], held: Held) -> None:
     if read_json(started) == request["identity"] and is_whole and not request["evaluated"]:
         if held.is_damaged:
             move_aside(run.results)
-    elif started.is_file() or any(
-        (directory / name).exists() for name in ("config.yaml", "checkpoints", "results.json")
-    ):
+    elif started.is_file() or run.holds_run:
         move_aside(directory, is_ours=True)
     write_json(started, request["identity"])
 
